@@ -1,0 +1,3 @@
+"""Dataset distillation by difficulty-aligned sequential matching (DASM)."""
+
+__version__ = "0.1.0"

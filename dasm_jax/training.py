@@ -1,0 +1,194 @@
+"""One trainer for every network in the program.
+
+The same step trains the network between matching steps, the networks that score
+difficulty, and the networks that evaluate a set.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key, UInt8
+
+from dasm_jax import augment, sampling
+from dasm_jax.keys import Use, key_for
+from dasm_jax.loops import Loop
+from dasm_jax.nets import Network
+from dasm_jax.sampling import IndexTable, SamplerState
+from dasm_jax.types import ArrayDataset, Normalization, Params
+
+ApplyFn = Callable[[Params, Array], Array]
+
+
+class Recipe(NamedTuple):
+    """How a network is trained; hashable, fixed at compile time."""
+
+    batch: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    augment: tuple[str, ...]
+    cutmix: float  # probability per batch
+    decay_steps: int = 0  # learning rate ×0.2 at 2/3 and 5/6 of these; 0: constant
+
+
+class TrainState(NamedTuple):
+    """A network in training and its place in the data."""
+
+    params: Params
+    opt_state: optax.OptState
+    sampler: SamplerState
+    step: Array  # i32[]
+
+
+TrainStep = Callable[
+    [Array, TrainState, ArrayDataset, IndexTable], tuple[TrainState, Array]
+]
+
+
+def to_unit(
+    images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"],
+) -> Float[Array, "B H W C"]:
+    """Bytes to f32 in [0, 1]; floating-point images pass unchanged."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255.0
+    return images
+
+
+def normalize(
+    images: Float[Array, "B H W C"], statistics: Normalization
+) -> Float[Array, "B H W C"]:
+    """(x − mean) / std per channel."""
+    mean = jnp.array(statistics.mean, images.dtype)[None, None, None, :]
+    std = jnp.array(statistics.std, images.dtype)[None, None, None, :]
+    return (images - mean) / std
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """SGD with momentum and L2 weight decay ahead of it, as PyTorch's."""
+    learning_rate = recipe.learning_rate
+    if recipe.decay_steps:
+        learning_rate = optax.piecewise_constant_schedule(
+            recipe.learning_rate,
+            {2 * recipe.decay_steps // 3: 0.2, 5 * recipe.decay_steps // 6: 0.2},
+        )
+    return optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay),
+        optax.sgd(learning_rate, momentum=recipe.momentum),
+    )
+
+
+def start_training(
+    params: Params, recipe: Recipe, sampler: SamplerState, step: Array | int = 0
+) -> TrainState:
+    """A fresh optimiser around ``params``, at a given place in the data."""
+    opt_state = make_optimizer(recipe).init(params)
+    return TrainState(params, opt_state, sampler, jnp.asarray(step, jnp.int32))
+
+
+def make_train_step(
+    apply_fn: ApplyFn, recipe: Recipe, statistics: Normalization
+) -> TrainStep:
+    """One SGD step: batch → normalise → augment each → CutMix → gradient.
+
+    Returns:
+      ``step(key, state, data, table) -> (state, loss)``, a pure function. ``data``
+      holds u8 or f32 images, ``table`` (one group) says which of them are in use.
+    """
+    optimizer = make_optimizer(recipe)
+
+    def step(
+        key: Key[Array, ""], state: TrainState, data: ArrayDataset, table: IndexTable
+    ) -> tuple[TrainState, Float[Array, ""]]:
+        order_key = key_for(key, Use.NETWORK_ORDER)
+        sampler, index = sampling.next_batch(
+            order_key, state.sampler, table, recipe.batch
+        )
+        labels = data.labels[index[0]]
+        images = normalize(to_unit(data.images[index[0]]), statistics)
+        each_key, mix_key = jax.random.split(
+            key_for(key, Use.NETWORK_AUGMENT, state.step)
+        )
+        images = augment.augment_each(each_key, images, recipe.augment)
+        mixed = augment.cutmix(mix_key, images, recipe.cutmix)
+
+        def loss_fn(params):
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+            logits = apply_fn(params, mixed.images)
+            own = cross_entropy(logits, labels).mean()
+            partner = cross_entropy(logits, labels[mixed.partners]).mean()
+            return mixed.share * own + (1.0 - mixed.share) * partner
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, sampler, state.step + 1), loss
+
+    return step
+
+
+def make_trainer(
+    network: Network, recipe: Recipe, statistics: Normalization, loop: Loop
+) -> Callable[..., list[Params]]:
+    """Compile a trainer that starts from scratch and runs ``recipe.decay_steps``.
+
+    Returns:
+      ``train(key, data, table, snapshots=1) -> [params, …]``: the network at
+      ``snapshots`` evenly spaced moments, the last one at the end.
+    """
+    step = make_train_step(network.apply, recipe, statistics)
+
+    def advance(key, state, data, table, steps):
+        return loop.repeat(lambda s: step(key, s, data, table), state, steps)
+
+    advance = jax.jit(advance, static_argnums=4, donate_argnums=1)
+
+    def train(
+        key: Key[Array, ""], data: ArrayDataset, table: IndexTable, snapshots: int = 1
+    ) -> list[Params]:
+        params = network.init(key_for(key, Use.NETWORK_INIT))
+        state = start_training(params, recipe, sampling.start_sampler(table))
+        kept, done = [], 0
+        for i in range(snapshots):
+            stop = recipe.decay_steps * (i + 1) // snapshots
+            while done < stop:
+                count = min(loop.steps_per_call, stop - done)
+                state, _ = advance(key, state, data, table, count)
+                done += count
+            kept.append(jax.tree.map(jnp.copy, state.params))
+        return kept
+
+    return train
+
+
+def make_predictor(
+    apply_fn: ApplyFn, statistics: Normalization, chunk: int = 500
+) -> Callable[[Params, Array], Float[Array, "N K"]]:
+    """Compile ``predict(params, images) -> logits`` for a whole split, in chunks.
+
+    Images are u8 or f32 in [0, 1], [N, H, W, C], and stay where they are.
+    """
+
+    @partial(jax.jit, static_argnums=3)
+    def predict_chunk(params, images, start, size):
+        part = jax.lax.dynamic_slice_in_dim(images, start, size)
+        return apply_fn(params, normalize(to_unit(part), statistics))
+
+    def predict(params: Params, images: Array) -> Float[Array, "N K"]:
+        count = len(images)
+        size = min(chunk, count)
+        parts = [
+            predict_chunk(params, images, np.int32(start), size)
+            for start in range(0, count - size + 1, size)
+        ]
+        rest = count % size
+        if rest:  # the last window reaches back, so that its shape is the same
+            last = predict_chunk(params, images, np.int32(count - size), size)
+            parts.append(last[size - rest :])
+        return jnp.concatenate(parts)
+
+    return predict

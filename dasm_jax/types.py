@@ -1,0 +1,57 @@
+"""Plain containers that the modules hand to each other."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Params = Any  # a pytree of network parameters
+Array = jax.Array | np.ndarray
+
+
+class Batch(NamedTuple):
+    """Images with labels and the weight of each image in the mean loss."""
+
+    images: Array  # f32[B, H, W, C]
+    labels: Array  # i32[B]
+    weights: Array  # f32[B], 0 leaves an image out
+
+
+class ArrayDataset(NamedTuple):
+    """A labelled image set as two arrays."""
+
+    images: Array  # u8[N, H, W, C], or f32[N, H, W, C] in [0, 1]
+    labels: Array  # i32[N]
+
+
+class Dataset(NamedTuple):
+    """A real dataset: decoded splits, the names of its classes, and its identity."""
+
+    name: str
+    train: ArrayDataset
+    test: ArrayDataset
+    class_names: tuple[str, ...]
+    content_hash: str  # sha256 of arrays and class names, hexadecimal
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(int(n) for n in self.train.images.shape[1:])
+
+
+class Normalization(NamedTuple):
+    """Per-channel statistics of images in [0, 1]: networks see (x − mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class SyntheticSet(NamedTuple):
+    """Stored synthetic images, ordered by segment, then class, then index."""
+
+    pixels: np.ndarray  # f32[N, H, W, C] in [0, 1]
+    labels: np.ndarray  # i32[N]
+    segments: np.ndarray  # i32[N], counted from 1
