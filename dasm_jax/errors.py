@@ -1,5 +1,7 @@
 """The two ways a run ends early, told apart from bugs."""
 
+from typing import Any
+
 
 class UserError(ValueError):
     """A mistake the user can mend.
@@ -12,6 +14,10 @@ class UserError(ValueError):
 class NonFiniteError(FloatingPointError):
     """The matching distance or a pixel is no longer a finite number.
 
-    The message names segment, step and class. The last good state is on disk by the
-    time this is raised.
+    The message names segment, step and class; ``last_good`` is the synthetic set as it
+    was before (``types.SyntheticSet``).
     """
+
+    def __init__(self, message: str, last_good: Any):
+        super().__init__(message)
+        self.last_good = last_good

@@ -16,9 +16,9 @@ class Use(enum.IntEnum):
 
     IMAGE_INIT = 0
     REAL_ORDER = 1
-    SYNTHETIC_CHOICE = 2
-    MATCH_AUGMENT = 3
-    NETWORK_INIT = 4
+    MATCH = 2
+    NETWORK_INIT = 3
+    TRAJECTORY = 4
     NETWORK_ORDER = 5
     NETWORK_AUGMENT = 6
     SCORE_NETWORK = 7

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Loop(NamedTuple):
@@ -18,22 +19,27 @@ class Loop(NamedTuple):
 
     def over(self, body: Callable[[Any], Any], xs: Any) -> Any:
         """Stack ``body(x)`` for every ``x`` of the leading axis of ``xs``."""
-        _, ys = jax.lax.scan(
-            lambda _, x: (None, body(x)), None, xs, unroll=1 if self.rolled else True
-        )
-        return ys
+        if self.rolled:
+            return jax.lax.map(body, xs)
+        leaves, structure = jax.tree.flatten(xs)
+        return _stack([body(structure.unflatten(row)) for row in zip(*leaves)])
 
     def repeat(
         self, body: Callable[[Any], tuple[Any, Any]], carry: Any, times: int
     ) -> tuple[Any, Any]:
         """``carry, y = body(carry)``, so many times; returns carry and stacked y."""
-        return jax.lax.scan(
-            lambda c, _: body(c),
-            carry,
-            None,
-            length=times,
-            unroll=1 if self.rolled else True,
-        )
+        if self.rolled:
+            return jax.lax.scan(lambda c, _: body(c), carry, None, length=times)
+        ys = []
+        for _ in range(times):
+            # Not lax.scan(unroll=True): with one step that is a loop all the same.
+            carry, y = body(carry)
+            ys.append(y)
+        return carry, _stack(ys)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def loop_for(platform: str, steps_per_call: int) -> Loop:

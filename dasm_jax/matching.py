@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from dasm_jax.types import Batch, Params
 
-ApplyFn = Callable[[Params, Array], Array]
+ApplyFn = Callable[[Params, Any], Any]
 
 
 class Matcher(NamedTuple):
@@ -101,8 +101,8 @@ def make_parameter_gradient(
 
     For a cotangent u on the gradient g(θ, x) = ∇_θ L(θ, x), the pull-back to (θ, x) is
     the directional derivative along u of ∇_{θ,x} L, because second derivatives commute:
-    one forward-over-reverse sweep instead of reverse-over-reverse. Exact, and no weight
-    gradient is left in the second pass when only the pixels are asked for.
+    one forward-over-reverse sweep instead of reverse-over-reverse. Exact, and without
+    weight gradients in the second pass when only the pixels are asked for.
     """
 
     def loss(params, images, labels, weights):
@@ -120,8 +120,9 @@ def make_parameter_gradient(
         params, images, labels, weights = saved
 
         def first_order(params):
-            return jax.grad(loss, argnums=(0, 1, 3))(params, images, labels, weights)
+            return jax.grad(loss, (0, 1, 3))(params, images, labels, weights)
 
+        # Under jit, what nobody asks for (mostly d_params) is never computed.
         _, (d_params, d_images, d_weights) = jax.jvp(
             first_order, (params,), (cotangent,)
         )
@@ -157,6 +158,6 @@ def make_gradient_matcher(
                 "no parameter takes part in matching: the network has no convolution "
                 "kernel; match every parameter instead (matcher.layers='all')"
             )
-        return sum((metric(x, y) for x, y in zip(ours, target)), jnp.zeros(()))
+        return sum(metric(x, y) for x, y in zip(ours, target))
 
     return Matcher(target, distance)

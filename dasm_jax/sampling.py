@@ -73,7 +73,7 @@ def next_batch(
     """
     counts = jnp.asarray(table.counts)
     used_up = state.position + size > jnp.maximum(counts, size)
-    epoch = state.epoch + used_up
+    epoch = state.epoch + used_up.astype(jnp.int32)
     position = jnp.where(used_up, 0, state.position)
 
     def shuffle_group(group, epoch, count, old, renew):

@@ -66,7 +66,8 @@ def covered_low(difficulty: ClassDifficulty, threshold: float, high: float) -> f
     return float(min(covered.mean(), max(high - 0.1, 0.0)))
 
 
-SCHEDULES = {"linear": linear_low, "cosine": cosine_low, "coverage": covered_low}
+RISES = {"linear": linear_low, "cosine": cosine_low}
+SCHEDULES = (*RISES, "coverage")
 
 
 def _quantiles(scores: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ difficulty, and the networks that evaluate a set.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable, SamplerState
 from dasm_jax.types import ArrayDataset, Normalization, Params
 
-ApplyFn = Callable[[Params, Array], Array]
+ApplyFn = Callable[[Params, Any], Any]
 
 
 class Recipe(NamedTuple):
@@ -72,9 +72,10 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """SGD with momentum and L2 weight decay ahead of it, as PyTorch's."""
     learning_rate = recipe.learning_rate
     if recipe.decay_steps:
-        learning_rate = optax.piecewise_constant_schedule(
-            recipe.learning_rate,
-            {2 * recipe.decay_steps // 3: 0.2, 5 * recipe.decay_steps // 6: 0.2},
+        rates = [recipe.learning_rate * factor for factor in (1.0, 0.2, 0.04)]
+        learning_rate = optax.join_schedules(
+            [optax.constant_schedule(rate) for rate in rates],
+            [2 * recipe.decay_steps // 3, 5 * recipe.decay_steps // 6],
         )
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay),

@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 Params = Any  # a pytree of network parameters
-Array = jax.Array | np.ndarray
+Array = Any  # a NumPy array on the host or a JAX array on a device
 
 
 class Batch(NamedTuple):
@@ -39,7 +38,8 @@ class Dataset(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(int(n) for n in self.train.images.shape[1:])
+        height, width, channels = self.train.images.shape[1:]
+        return int(height), int(width), int(channels)
 
 
 class Normalization(NamedTuple):

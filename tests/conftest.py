@@ -12,10 +12,12 @@ from pathlib import Path
 import jax
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  (named in the hook below)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 
-install_import_hook("dasm_jax", "beartype.beartype").__enter__()
+install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 
 SHARED = Path(__file__).parent.parent.parent / "shared"

@@ -52,7 +52,7 @@ def load_dataset(
         raise UserError(
             f"data.source is {source!r}; it must be one of {', '.join(SOURCES)}"
         )
-    if not isinstance(downsample, int) or downsample < 1:
+    if downsample < 1:
         raise UserError(f"data.downsample is {downsample!r}; it must be 1, 2, 3, …")
     dataset = SOURCES[source](
         name,

@@ -1,0 +1,94 @@
+"""How good a set is: fresh networks trained on it, tested on real images."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dasm_jax import sampling, training
+from dasm_jax.keys import Use, key_for
+from dasm_jax.problem import Problem, recipe_from
+from dasm_jax.sampling import IndexTable
+from dasm_jax.types import ArrayDataset
+
+
+class Accuracy(NamedTuple):
+    """Test accuracies in [0, 1] of networks that differ in their seed only."""
+
+    networks: tuple[float, ...]  # at the last step, never the best one
+
+    @property
+    def mean(self) -> float:
+        """Mean over the networks."""
+        return float(np.mean(self.networks))
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the networks, 0 for a single one."""
+        return float(np.std(self.networks, ddof=1)) if len(self.networks) > 1 else 0.0
+
+
+Evaluator = Callable[[ArrayDataset, IndexTable], Accuracy]
+
+
+def make_evaluator(problem: Problem) -> Evaluator:
+    """Compile the evaluation recipe once, for every set of a table.
+
+    Returns:
+      ``evaluate(data, table) -> Accuracy``: trains ``evaluate.networks`` networks for
+      ``evaluate.steps`` steps each on the images that the table names. Network n starts
+      from the same weights whatever the set, and from nothing the synthesis saw.
+    """
+    s = problem.settings.evaluate
+    root = jax.random.key(s.seed)
+    train = training.make_trainer(
+        problem.network,
+        recipe_from(s.recipe, s.steps),
+        problem.statistics,
+        problem.loop,
+    )
+    predict = training.make_predictor(problem.network.apply, problem.statistics)
+    images, labels = jax.device_put(problem.dataset.test)
+
+    def evaluate(data: ArrayDataset, table: IndexTable) -> Accuracy:
+        accuracies = []
+        for network in range(s.networks):
+            key = key_for(root, Use.EVALUATION_NETWORK, network)
+            params = train(key, data, table)[-1]
+            correct = jnp.argmax(predict(params, images), axis=1) == labels
+            accuracies.append(float(correct.mean()))
+        return Accuracy(tuple(accuracies))
+
+    return evaluate
+
+
+def random_set(
+    problem: Problem, ipc: int, total: int
+) -> tuple[ArrayDataset, IndexTable]:
+    """``ipc`` real images per class, full size: as many stored bytes as a set of ipc.
+
+    Smaller draws of one seed are part of the larger ones. ``total`` is the length of
+    the buffer they are put in.
+    """
+    root = jax.random.key(problem.settings.seed)
+    chosen = []
+    for label, indices in enumerate(problem.class_indices):
+        key = key_for(root, Use.RANDOM_SET, label)
+        order = np.asarray(jax.random.permutation(key, len(indices)))
+        chosen.append(indices[order[:ipc]])
+    index = np.concatenate(chosen)
+    train = problem.dataset.train
+    images = np.zeros((total, *problem.dataset.image_shape), np.float32)
+    labels = np.zeros(total, np.int32)
+    images[: len(index)] = train.images[index] / np.float32(255)
+    labels[: len(index)] = train.labels[index]
+    data = jax.device_put(ArrayDataset(images, labels))
+    return data, sampling.prefix_table(len(index), total)
+
+
+def full_set(problem: Problem) -> tuple[ArrayDataset, IndexTable]:
+    """Every real training image."""
+    count = len(problem.dataset.train.labels)
+    return problem.real, sampling.prefix_table(count, count)

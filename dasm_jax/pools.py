@@ -1,0 +1,172 @@
+"""The pool of a segment: score the real images, then choose what to match against."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dasm_jax import sampling, schedule, scoring, training
+from dasm_jax.keys import Use, key_for
+from dasm_jax.problem import Problem, decode_segments, decoded_count, recipe_from
+from dasm_jax.schedule import ClassDifficulty, PoolContext, Window
+from dasm_jax.scoring import Difficulty
+from dasm_jax.types import Params
+
+
+class Pool(NamedTuple):
+    """What a segment is matched against, and why."""
+
+    members: list[np.ndarray]  # i64[P_c] per class, into the train split
+    difficulty: Difficulty | None  # None where nothing was scored
+    networks: list[Params]  # trained on the finished segments, may be empty
+    seconds: float  # training the networks and scoring
+
+
+MakePool = Callable[[int, int, list[np.ndarray]], Pool]
+
+
+def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
+    """Compile what scoring needs, once for all segments.
+
+    Returns:
+      ``make_pool(segment, pool_round, finished) -> Pool`` where ``finished`` are the
+      stored pixels f32[C, n_k, H, W, ch] of the segments so far.
+    """
+    s = problem.settings
+    train = training.make_trainer(
+        problem.network,
+        recipe_from(s.evaluate.recipe, s.dasm.score_steps),
+        problem.statistics,
+        problem.loop,
+    )
+    score = scoring.make_scorer(
+        s.dasm.score,
+        training.make_predictor(problem.network.apply, problem.statistics),
+        scoring.make_gradient_norm(
+            problem.network.apply,
+            lambda images: training.normalize(
+                training.to_unit(images), problem.statistics
+            ),
+        ),
+    )
+    total = decoded_count(problem, schedule.segment_sizes(s.ipc, s.dasm.segments))
+    trained_on_real: list[list[Params]] = []
+
+    def train_networks(data, table, segment, pool_round):
+        return [
+            train(
+                key_for(root, Use.SCORE_NETWORK, segment, pool_round, network),
+                data,
+                table,
+                scoring.snapshots_for(s.dasm.score),
+            )
+            for network in range(s.dasm.networks)
+        ]
+
+    def make_pool(segment: int, pool_round: int, finished: list[np.ndarray]) -> Pool:
+        began = time.perf_counter()
+        scored_by = _scored_by(problem, segment)
+        if scored_by == "real" and not trained_on_real:
+            count = len(problem.dataset.train.labels)
+            table = sampling.prefix_table(count, count)
+            trained_on_real.extend(train_networks(problem.real, table, 0, 0))
+        trajectories = []
+        wanted = scored_by == "segments" or s.trajectory.start == "segments"
+        if finished and wanted:
+            data, table = decode_segments(problem, finished, total)
+            trajectories = train_networks(data, table, segment, pool_round)
+        difficulty = None
+        if scored_by is not None:
+            judges = trained_on_real if scored_by == "real" else trajectories
+            difficulty = score(judges, *problem.real)
+        key = key_for(root, Use.POOL, segment, pool_round)
+        return Pool(
+            members=_choose(problem, key, segment, difficulty),
+            difficulty=difficulty,
+            networks=[trajectory[-1] for trajectory in trajectories],
+            seconds=time.perf_counter() - began,
+        )
+
+    return make_pool
+
+
+def _scored_by(problem: Problem, segment: int) -> str | None:
+    """Which networks judge the real images before a segment, if any have to."""
+    s = problem.settings.dasm
+    if s.pool == "full" or (s.pool == "random" and s.schedule != "coverage"):
+        return None
+    by = "real" if s.pool == "static_filter" else s.scored_by
+    if segment > 1:
+        return by
+    # Nothing is learned before the first segment is finished.
+    return "real" if by == "real" and s.pool in schedule.FROM_THE_FIRST else None
+
+
+def _choose(
+    problem: Problem, key: jax.Array, segment: int, difficulty: Difficulty | None
+) -> list[np.ndarray]:
+    s = problem.settings
+    if s.dasm.pool == "full" or (segment == 1 and difficulty is None):
+        return problem.class_indices
+    draws = np.asarray(jax.random.uniform(key, (2, len(problem.dataset.train.labels))))
+    size = schedule.segment_sizes(s.ipc, s.dasm.segments)[segment - 1]
+    share = s.dasm.random_share
+    if s.dasm.pool in schedule.WITHOUT_RANDOM_SHARE:
+        share = 0.0
+    members = []
+    for indices in problem.class_indices:
+        of_class = _difficulty_of(difficulty, indices)
+        context = PoolContext(
+            window=Window(_low(problem, segment, of_class), s.dasm.high),
+            segment=segment,
+            segments=s.dasm.segments,
+            start=s.dasm.rho,
+            gamma=s.dasm.gamma,
+            easiest_share=s.dasm.easiest_share,
+            draws=draws[0, indices],
+        )
+        chosen = schedule.class_pool(
+            schedule.POOLS[s.dasm.pool],
+            of_class,
+            context,
+            extra=draws[1, indices],
+            random_share=share,
+            minimum=max(s.matcher.real_batch, 5 * size * s.synthetic.factor**2),
+        )
+        members.append(indices[chosen])
+    return members
+
+
+def _low(problem: Problem, segment: int, difficulty: ClassDifficulty) -> float:
+    s = problem.settings.dasm
+    if s.schedule == "coverage":
+        return schedule.covered_low(difficulty, s.coverage, s.high)
+    return schedule.RISES[s.schedule](segment, s.segments, s.rho)
+
+
+def _difficulty_of(
+    difficulty: Difficulty | None, indices: np.ndarray
+) -> ClassDifficulty:
+    if difficulty is None:  # a random pool looks at numbers only
+        nothing = np.zeros(len(indices), np.float32)
+        return ClassDifficulty(nothing, nothing > 0, nothing)
+    return ClassDifficulty(*(field[indices] for field in difficulty))
+
+
+def decile_shares(problem: Problem, pool: Pool) -> np.ndarray | None:
+    """Share of each difficulty decile, inside the classes, that the pool holds.
+
+    Returns:
+      f64[10], easiest first, or None where nothing was scored.
+    """
+    if pool.difficulty is None:
+        return None
+    held, there = np.zeros(10), np.zeros(10)
+    for indices, members in zip(problem.class_indices, pool.members):
+        order = indices[np.argsort(pool.difficulty.scores[indices], kind="stable")]
+        decile = 10 * np.arange(len(order)) // len(order)
+        there += np.bincount(decile, minlength=10)
+        held += np.bincount(decile[np.isin(order, members)], minlength=10)
+    return held / np.maximum(there, 1)

@@ -1,0 +1,148 @@
+"""What stays fixed during a run: data on the device, network, decoder, recipes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dasm_jax import matching, nets, sampling
+from dasm_jax.augment import parse_strategy
+from dasm_jax.distill import MatchOptions
+from dasm_jax.errors import UserError
+from dasm_jax.loops import Loop, loop_for
+from dasm_jax.matching import Matcher
+from dasm_jax.nets import Network
+from dasm_jax.parameterization import Parameterization, make_parameterization
+from dasm_jax.sampling import IndexTable
+from dasm_jax.settings import RecipeSettings, Settings
+from dasm_jax.training import Recipe
+from dasm_jax.types import ArrayDataset, Dataset, Normalization
+
+
+class Problem(NamedTuple):
+    """A dataset and everything that is made once from it and the settings."""
+
+    settings: Settings
+    dataset: Dataset
+    real: ArrayDataset  # the train split on the device, u8
+    class_indices: list[np.ndarray]  # i64[n_c] per class, into the train split
+    statistics: Normalization
+    network: Network
+    parameterization: Parameterization
+    matcher: Matcher
+    match_options: MatchOptions
+    network_recipe: Recipe
+    loop: Loop
+
+
+def recipe_from(settings: RecipeSettings, decay_steps: int = 0) -> Recipe:
+    """Recipe of one way of training; CutMix takes the place of cutout."""
+    strategy = parse_strategy(settings.augment)
+    if settings.cutmix:
+        strategy = tuple(name for name in strategy if name != "cutout")
+    return Recipe(
+        batch=settings.batch,
+        learning_rate=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        augment=strategy,
+        cutmix=settings.cutmix,
+        decay_steps=decay_steps,
+    )
+
+
+def channel_statistics(images: np.ndarray) -> Normalization:
+    """Mean and standard deviation per channel of u8[N, H, W, C], images in [0, 1]."""
+    levels = np.arange(256) / 255.0
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        values = images[..., channel].reshape(-1)
+        share = np.bincount(values, minlength=256) / values.size
+        mean.append(float(share @ levels))
+        std.append(float(np.sqrt(share @ levels**2 - mean[-1] ** 2)))
+    # A channel that never changes carries nothing; 1 keeps it finite.
+    return Normalization(tuple(mean), tuple(s if s > 0 else 1.0 for s in std))
+
+
+def make_problem(settings: Settings, dataset: Dataset) -> Problem:
+    """Put the data on the device and build the pure pieces of a run.
+
+    Raises:
+      UserError: the network does not fit the images.
+    """
+    shape, n_classes = dataset.image_shape, dataset.n_classes
+    try:
+        network = nets.NETS[settings.network.name](
+            shape,
+            n_classes,
+            width=settings.network.width,
+            depth=settings.network.depth,
+        )
+    except ValueError as error:
+        raise UserError(f"config.{error}") from None
+    given = Normalization(settings.data.mean, settings.data.std)
+    batches = -(-settings.trajectory.n_data // settings.trajectory.recipe.batch)
+    return Problem(
+        settings=settings,
+        dataset=dataset,
+        real=jax.device_put(
+            ArrayDataset(dataset.train.images, dataset.train.labels.astype(np.int32))
+        ),
+        class_indices=[
+            np.flatnonzero(dataset.train.labels == c) for c in range(n_classes)
+        ],
+        statistics=given if given.mean else channel_statistics(dataset.train.images),
+        network=network,
+        parameterization=make_parameterization(
+            settings.synthetic.formation, settings.synthetic.factor, shape[:2]
+        ),
+        matcher=matching.make_gradient_matcher(
+            network.apply,
+            matching.METRICS[settings.matcher.metric],
+            matching.LAYERS[settings.matcher.layers],
+        ),
+        match_options=MatchOptions(
+            real_batch=settings.matcher.real_batch,
+            synthetic_batch=settings.matcher.synthetic_batch,
+            strategy=parse_strategy(settings.matcher.augment),
+            network_steps=batches,
+        ),
+        network_recipe=recipe_from(settings.trajectory.recipe),
+        loop=loop_for(jax.default_backend(), settings.loop.inner),
+    )
+
+
+def decode_segments(
+    problem: Problem, segments: list[np.ndarray], total: int
+) -> tuple[ArrayDataset, IndexTable]:
+    """Decode finished segments into one buffer that has room for ``total`` images.
+
+    Args:
+      problem: the fixed pieces.
+      segments: stored pixels f32[C, n_k, H, W, ch] of each.
+      total: decoded images of the complete set; the buffer's length never changes, so
+        that no training step is compiled twice.
+
+    Returns:
+      images f32[total, H, W, ch] with labels, in order of segment, class and tile, and
+      a table that says how many of them exist.
+    """
+    images = np.zeros((total, *problem.dataset.image_shape), np.float32)
+    labels = np.zeros(total, np.int32)
+    filled = 0
+    for pixels in segments:
+        formation = problem.parameterization.tiles(pixels.shape[1])
+        for label, of_class in enumerate(pixels):
+            decoded = problem.parameterization.decode(jnp.asarray(of_class), formation)
+            images[filled : filled + len(decoded)] = decoded
+            labels[filled : filled + len(decoded)] = label
+            filled += len(decoded)
+    data = jax.device_put(ArrayDataset(images, labels))
+    return data, sampling.prefix_table(filled, total)
+
+
+def decoded_count(problem: Problem, sizes: tuple[int, ...]) -> int:
+    """Decoded images of all classes, for segments of these sizes."""
+    per_class = sum(len(problem.parameterization.tiles(n).sources) for n in sizes)
+    return per_class * problem.dataset.n_classes

@@ -1,0 +1,17 @@
+"""From settings to an experiment."""
+
+from dasm_jax.experiments import distill
+from dasm_jax.settings import Settings
+from dasm_jax.workdir import open_workdir
+
+EXPERIMENTS = {"distill": distill.run}
+
+
+def run(settings: Settings, workdir: str) -> str:
+    """Run ``settings.experiment`` in ``workdir``; returns what to print at the end.
+
+    Raises:
+      UserError: a mistake the user can mend.
+      NonFiniteError: the optimisation diverged; the last good set is in the workdir.
+    """
+    return EXPERIMENTS[settings.experiment](settings, open_workdir(workdir, settings))

@@ -1,0 +1,203 @@
+"""What a run leaves behind: its folder, its logs, and where its numbers come from."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from dasm_jax.errors import UserError
+from dasm_jax.export import write_atomically
+from dasm_jax.settings import Settings, differences, to_dict
+
+PACKAGES = ("dasm-jax", "jax", "jaxlib", "flax", "optax", "numpy", "chex")
+
+
+def open_workdir(path: str, settings: Settings) -> Path:
+    """Make the folder of a run, or return to it, before any work starts.
+
+    Raises:
+      UserError: it cannot be written, or belongs to a run with another config.
+    """
+    workdir = Path(path).absolute()
+    config = json.loads(json.dumps(to_dict(settings)))
+    try:
+        (workdir / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={path}: {error.strerror}") from None
+    config_file = workdir / "config.json"
+    if config_file.exists():
+        try:
+            earlier = json.loads(config_file.read_text())
+        except (OSError, ValueError):
+            raise UserError(
+                f"--workdir={path} holds a config.json that cannot be read; use "
+                "another folder or remove it"
+            ) from None
+        names = differences(config, earlier)
+        if names:
+            raise UserError(
+                f"--workdir={path} belongs to a run with another config; it differs "
+                f"in {', '.join(names)}; use another folder"
+            )
+    write_json(config_file, config)
+    return workdir
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+class RunLog:
+    """``metrics.jsonl``, ``log.txt`` and a progress bar, in step with each other."""
+
+    def __init__(self, workdir: Path, total: int):
+        try:
+            self._metrics = (workdir / "metrics.jsonl").open("w")
+            self._text = (workdir / "log.txt").open("w")
+        except OSError as error:
+            raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
+        self._began = time.perf_counter()
+        self._done, self._total = 0, total
+        self._bar = tqdm(
+            total=total,
+            unit="it",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+
+    def metrics(self, kind: str, **values: Any) -> None:
+        """Append one JSON line.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        seconds = round(time.perf_counter() - self._began, 3)
+        self._write(
+            self._metrics, json.dumps({"kind": kind, "seconds": seconds, **values})
+        )
+
+    def line(self, text: str) -> None:
+        """Append one line to ``log.txt``.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        self._write(self._text, f"{time.strftime('%H:%M:%S')} {text}")
+
+    def advance(self, text: str, log_it: bool) -> None:
+        """One unit of the total is done; ``text`` goes with the remaining time."""
+        self._done += 1
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update()
+        if log_it:
+            spent = time.perf_counter() - self._began
+            left = spent / self._done * (self._total - self._done)
+            self.line(
+                f"{self._done}/{self._total} {text}, {spent:.0f} s spent, about "
+                f"{left:.0f} s left"
+            )
+
+    def close(self) -> None:
+        """Close the files and the bar."""
+        self._bar.close()
+        self._metrics.close()
+        self._text.close()
+
+    def _write(self, file: Any, text: str) -> None:
+        try:
+            file.write(text + "\n")
+            file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {file.name}: {error.strerror}") from None
+
+
+class PhaseClock:
+    """Wall seconds per phase of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to ``name``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Peak bytes of the process, and of each device that reports them."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks: dict[str, int | None] = {
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    }
+    for device in jax.local_devices():
+        stats = device.memory_stats() or {}
+        peaks[str(device)] = stats.get("peak_bytes_in_use")
+    return peaks
+
+
+def manifest(data_hash: str, phases: dict[str, float]) -> dict[str, Any]:
+    """Where the numbers of a run come from."""
+    return {
+        "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_commit": git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
+        "cpu_count": os.cpu_count(),
+        "data_hash": data_hash,
+        "wall_seconds": {name: round(s, 3) for name, s in phases.items()},
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree, '+dirty' where it was changed; None outside git."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (
+            "+dirty" if git("status", "--porcelain", "-uno") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,260 @@
+"""The segment loop, and every choice that the method leaves open."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from dasm_jax import dasm, distill, schedule
+from dasm_jax.dasm import plan_segments, run_dasm
+from dasm_jax.errors import NonFiniteError
+from dasm_jax.loops import Loop
+from tests.small import small_problem
+
+
+def run(**changes):
+    return run_dasm(small_problem(**changes))
+
+
+def same(a, b):
+    return all(np.array_equal(x.pixels, y.pixels) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return run()
+
+
+def test_segments_are_sized_matched_and_frozen():
+    frozen = []
+    problem = small_problem(dasm__segments=3, loop__niter=6)
+    results = run_dasm(problem, on_segment=lambda r: frozen.append(r.pixels.copy()))
+    assert [result.plan.size for result in results] == [2, 1, 1]
+    assert [result.plan.outer_iterations for result in results] == [2, 2, 2]
+    for result, pixels in zip(results, frozen, strict=True):
+        np.testing.assert_array_equal(result.pixels, pixels)
+        assert result.pixels.min() >= 0
+        assert result.pixels.max() <= 1
+    synthetic = dasm.synthetic_set([result.pixels for result in results])
+    assert synthetic.segments.tolist() == [1] * 4 + [2] * 2 + [3] * 2
+    assert synthetic.labels.tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
+
+
+def test_matching_moves_the_pixels_and_lowers_the_distance():
+    seen = []
+    # One network that stays as it is, all real images, no augmentation: no noise.
+    problem = small_problem(
+        loop__niter=1,
+        loop__inner=40,
+        dasm__segments=1,
+        trajectory__recipe__lr=0.0,
+        matcher__real_batch=40,
+        matcher__augment="none",
+    )
+    run_dasm(problem, on_outer=lambda p: seen.append(p.distances))
+    assert (seen[0][-1] < 0.7 * seen[0][0]).all()
+
+
+def test_the_learning_rate_follows_the_segment():
+    whole = plan_segments(small_problem(dasm__segments=1))[0]
+    parts = plan_segments(small_problem(dasm__segments=2))
+    assert whole.learning_rate == pytest.approx(0.5 * 4 / 10)
+    assert [p.learning_rate for p in parts] == pytest.approx([0.5 * 2 / 10] * 2)
+
+
+def test_budgets():
+    def outer(budget):
+        problem = small_problem(dasm__budget=budget, loop__niter=20, ipc=8)
+        return [plan.outer_iterations for plan in plan_segments(problem)]
+
+    assert outer("steps") == [10, 10]
+    assert outer("per_segment") == [20, 20]
+    problem = small_problem(dasm__budget="flops", loop__niter=20, ipc=8)
+    whole = dasm.matching_flops(problem, 8, None)
+    spent = sum(p.outer_iterations * p.flops_per_step for p in plan_segments(problem))
+    assert outer("flops")[0] > 10
+    assert spent == pytest.approx(20 * whole, rel=0.05)
+
+
+def test_no_segment_of_a_known_size_is_traced_again(monkeypatch):
+    chex.clear_trace_counter()
+    traces = []
+    make_step = distill.make_segment_step
+
+    def counted(*arguments):
+        step = make_step(*arguments)
+
+        def traced(key, state, data):
+            traces.append(state.pixels.shape[1])
+            return step(key, state, data)
+
+        return chex.assert_max_traces(traced, n=2)  # two sizes, one definition
+
+    monkeypatch.setattr(distill, "make_segment_step", counted)
+    run(dasm__segments=3)  # 2 + 1 + 1 images per class
+    assert traces == [2, 1]
+
+
+def test_a_host_transfer_inside_the_update_is_an_error(monkeypatch):
+    segment_data = dasm._segment_data
+    monkeypatch.setattr(
+        dasm, "_segment_data", lambda *a: jax.device_get(segment_data(*a))
+    )
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run()
+
+
+def test_scan_on_accelerators_gives_the_same_numbers(base):
+    problem = small_problem()
+    rolled = problem._replace(loop=Loop(rolled=True, steps_per_call=2))
+    for ours, theirs in zip(run_dasm(rolled), base, strict=True):
+        np.testing.assert_allclose(ours.pixels, theirs.pixels, atol=2e-5)
+
+
+def test_seeds_decide(base):
+    assert same(run(), base)
+    assert not same(run(seed=1), base)
+
+
+# --- pools ----------------------------------------------------------------------------
+
+
+def test_first_pool_is_everything_and_later_ones_follow_the_scores(base):
+    problem = small_problem()
+    first, second = base
+    for members, indices in zip(first.pool.members, problem.class_indices, strict=True):
+        np.testing.assert_array_equal(members, indices)
+    assert first.pool.difficulty is None
+    scores = second.pool.difficulty.scores
+    for members, indices in zip(
+        second.pool.members, problem.class_indices, strict=True
+    ):
+        ranks = np.argsort(np.argsort(scores[indices], kind="stable"))
+        quantiles = (ranks + 0.5) / len(indices)
+        inside = indices[(quantiles >= 0.3) & (quantiles <= 0.95)]
+        assert set(inside) <= set(members)
+        assert len(members) < len(indices)
+
+
+@pytest.mark.parametrize("pool", sorted(schedule.POOLS))
+def test_every_pool_rule_runs(pool, base):
+    first, second = run(dasm__pool=pool, dasm__random_share=0.0)
+    scored = pool not in ("full", "random")
+    assert (second.pool.difficulty is not None) == scored
+    sizes = [len(members) for members in second.pool.members]
+    if pool == "full":
+        assert sizes == [40, 40]
+    else:
+        assert all(10 <= size < 40 for size in sizes)
+    whole = [len(members) == 40 for members in first.pool.members]
+    assert all(whole) == (pool != "static_filter")
+
+
+def test_scored_by_networks_trained_on_real_images(base):
+    _, second = run(dasm__scored_by="real")
+    first_disjoint, _ = run(dasm__scored_by="real", dasm__pool="disjoint")
+    assert not np.array_equal(
+        second.pool.difficulty.scores, base[1].pool.difficulty.scores
+    )
+    assert [len(members) for members in first_disjoint.pool.members] != [40, 40]
+
+
+@pytest.mark.parametrize(
+    "score", ["el2n", "margin", "grad_norm", "misclassified", "forgetting"]
+)
+def test_every_score_runs(score, base):
+    _, second = run(dasm__score=score)
+    scores = second.pool.difficulty.scores
+    assert scores.shape == (80,)
+    assert np.isfinite(scores).all()
+    assert not np.allclose(scores, base[1].pool.difficulty.scores)
+
+
+@pytest.mark.parametrize("rise", ["cosine", "coverage"])
+def test_every_schedule_runs(rise):
+    results = run(dasm__schedule=rise, dasm__segments=3, dasm__coverage=0.4)
+    assert all(len(members) <= 40 for members in results[-1].pool.members)
+
+
+def test_rescoring_follows_the_active_segment():
+    rounds = []
+    problem = small_problem(dasm__rescore_every=1, loop__niter=6, dasm__score_steps=4)
+    original = dasm.make_pool_maker
+
+    def watched(problem, root):
+        make_pool = original(problem, root)
+
+        def wrapped(segment, pool_round, finished):
+            rounds.append((segment, pool_round, len(finished)))
+            return make_pool(segment, pool_round, finished)
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dasm, "make_pool_maker", watched)
+        run_dasm(problem)
+    assert rounds == [(1, 0, 0), (2, 0, 1), (2, 1, 2), (2, 2, 2)]
+
+
+# --- what is matched, and on which networks -------------------------------------------
+
+
+def test_cumulative_context_matches_the_union():
+    seen = []
+    changes = {"dasm__context": "cumulative", "dasm__pool": "full"}
+    cumulative = run_dasm(
+        small_problem(**changes), on_outer=lambda p: seen.append(p.distances)
+    )
+    alone = run(dasm__pool="full")
+    # Segment 1 has nothing beside it; weights of zero leave the others out.
+    np.testing.assert_allclose(cumulative[0].pixels, alone[0].pixels, atol=1e-5)
+    assert not np.allclose(cumulative[1].pixels, alone[1].pixels, atol=1e-4)
+
+
+def test_cumulative_context_with_more_images_than_the_batch_holds():
+    results = run(dasm__context="cumulative", matcher__synthetic_batch=3)
+    assert all(np.isfinite(result.pixels).all() for result in results)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trajectory__start": "segments"},
+        {"trajectory__data": "pool"},
+        {"matcher__layers": "all"},
+        {"matcher__metric": "cos", "image__lr": 0.05},
+        {"synthetic__factor": 2},
+        {"synthetic__factor": 2, "synthetic__formation": "multi"},
+        {"synthetic__factor": 2, "synthetic__formation": "bound"},
+    ],
+    ids=lambda change: "-".join(f"{k.split('__')[-1]}={v}" for k, v in change.items()),
+)
+def test_a_choice_runs_and_matters(change, base):
+    assert not same(run(**change)[1:], base[1:])
+
+
+def test_starts():
+    # A step size of zero leaves the start to be looked at.
+    def start(init):
+        return run(synthetic__init=init, image__lr=0.0, dasm__segments=1)[0].pixels
+
+    problem = small_problem()
+    real = problem.dataset.train.images / np.float32(255)
+    starts = {init: start(init) for init in ("mix", "random", "kmeans", "noise")}
+    for init, pixels in starts.items():
+        for label, of_class in enumerate(pixels):
+            members = real[problem.class_indices[label]]
+            nearest = np.abs(of_class[:, None] - members[None]).max(axis=(2, 3, 4))
+            found = (nearest.min(axis=1) < 1e-6).all()
+            assert found == (init != "noise"), init
+            assert len(np.unique(nearest.argmin(axis=1))) == len(of_class), init
+    assert not np.array_equal(starts["kmeans"], starts["mix"])
+
+
+def test_divergence_stops_and_keeps_the_last_good_set():
+    finished = []
+    problem = small_problem(image__lr=1e38)
+    with pytest.raises(NonFiniteError, match=r"not finite in segment \d, outer") as e:
+        run_dasm(problem, on_segment=finished.append)
+    assert np.isfinite(e.value.last_good.pixels).all()
+    assert "config.image.lr" in str(e.value)

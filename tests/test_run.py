@@ -1,0 +1,180 @@
+"""A whole run: what it writes, that it repeats, and how it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dasm_jax import run
+from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.experiments import distill
+from dasm_jax.settings import from_config
+from tests.small import small_config, small_dataset
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _small_data(monkeypatch):
+    monkeypatch.setattr(distill, "load_dataset", lambda *a, **k: small_dataset(2))
+
+
+def start(workdir, **changes):
+    return run.run(from_config(small_config(**changes)), str(workdir))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "load_dataset", lambda *a, **k: small_dataset(2))
+        workdir = tmp_path_factory.mktemp("finished")
+        return workdir, start(workdir)
+
+
+def test_table_and_paths(finished):
+    workdir, text = finished
+    assert all(len(line) <= 80 for line in text.splitlines()[:8])
+    table = json.loads((workdir / "summary.json").read_text())["table"]
+    rows = [(row["set"], row["ipc"]) for row in table]
+    assert rows == [
+        ("DASM", 2),
+        ("Random", 2),
+        ("DASM", 4),
+        ("Random", 4),
+        ("Full", 40),
+    ]
+    for row in table:
+        assert len(row["networks"]) == 2
+        assert row["mean"] == pytest.approx(np.mean(row["networks"]))
+        assert row["std"] == pytest.approx(np.std(row["networks"], ddof=1))
+        assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" in text
+
+
+def test_synthetic_file_is_complete_and_holds_no_pickle(finished):
+    workdir, _ = finished
+    with np.load(workdir / "synthetic.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    assert arrays["images"].shape == (8, 8, 8, 1)
+    assert arrays["images"].dtype == np.float32
+    assert arrays["labels"].tolist() == [0, 0, 1, 1] * 2
+    assert arrays["segments"].tolist() == [1] * 4 + [2] * 4
+    np.testing.assert_array_equal(
+        arrays["images"], arrays["stored_pixels"][arrays["source"]]
+    )
+    assert arrays["stored_labels"].tolist() == [0, 0, 1, 1] * 2
+    assert int(arrays["factor"]) == 1
+    assert arrays["class_names"].tolist() == ["0", "1"]
+    train = small_dataset(2).train.images / 255
+    np.testing.assert_allclose(arrays["mean"], train.mean(), rtol=1e-5)
+    np.testing.assert_allclose(arrays["std"], train.std(), rtol=1e-5)
+
+
+def test_decoded_images_belong_to_their_class_and_segment(tmp_path):
+    start(tmp_path, synthetic__factor=2, evaluate__networks=1)
+    with np.load(tmp_path / "synthetic.npz") as file:
+        assert file["images"].shape == (32, 8, 8, 1)
+        source = file["source"]
+        for name in ("labels", "segments"):
+            np.testing.assert_array_equal(file[name], file[f"stored_{name}"][source])
+        assert np.bincount(source).tolist() == [4] * 8
+
+
+def test_logs_and_pictures(finished):
+    workdir, _ = finished
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds.count("outer") == 4
+    assert kinds.count("segment") == 2
+    assert kinds.count("evaluation") == 5
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    assert manifest["data_hash"] == "small"
+    assert set(manifest["wall_seconds"]) == {"data", "plan", "distill", "evaluate"}
+    assert manifest["versions"]["jax"]
+    assert manifest["peak_memory_bytes"]["process"] > 1e6
+    assert json.loads((workdir / "config.json").read_text())["ipc"] == 4
+    assert "left" in (workdir / "log.txt").read_text()
+    pictures = sorted(path.name for path in (workdir / "images").iterdir())
+    assert pictures == ["segment_01.png", "segment_02.png"]
+
+
+def test_same_seed_same_bytes(finished, tmp_path):
+    workdir, _ = finished
+    start(tmp_path / "again")
+    start(tmp_path / "other", seed=1)
+    first, again, other = (
+        (folder / "synthetic.npz").read_bytes()
+        for folder in (workdir, tmp_path / "again", tmp_path / "other")
+    )
+    assert first == again
+    assert first != other
+
+
+def test_idc_is_named_in_the_table(tmp_path):
+    assert "IDC" in start(tmp_path, dasm__segments=1, evaluate__networks=1)
+
+
+# --- refusals -------------------------------------------------------------------------
+
+
+def test_workdir_of_another_config(finished):
+    workdir, _ = finished
+    with pytest.raises(UserError, match=r"differs in image\.lr, seed"):
+        start(workdir, seed=5, image__lr=0.1)
+
+
+def test_unwritable_workdir_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "load_dataset", None)  # calling it would fail
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        start(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ipc": 41}, "larger than the smallest class"),
+        ({"synthetic__factor": 3}, "tiles of 3 px"),
+        ({"network__depth": 5}, r"network\.depth=5"),
+        ({"data__mean": (0.5, 0.5), "data__std": (1.0, 1.0)}, "1 channels"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        start(tmp_path, **changes)
+
+
+def test_divergence_leaves_the_last_good_set_on_disk(tmp_path):
+    with pytest.raises(NonFiniteError):
+        start(tmp_path, image__lr=1e38)
+    with np.load(tmp_path / "synthetic.npz") as file:
+        assert np.isfinite(file["images"]).all()
+        assert len(file["images"])
+    assert "not finite" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.dasm.segmens=3"], "segments"),
+        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config.ipc=many"], "ipc"),
+        (["--nonsense=1"], "nonsense"),
+        (["--config.dasm.pool=best", "--workdir=never"], "not_yet_learned_easiest"),
+        ([], "--workdir"),
+    ],
+)
+def test_command_line_mistakes(arguments, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert not (ROOT / "never").exists()
