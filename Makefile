@@ -1,29 +1,29 @@
-PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' >/dev/null 2>&1 && echo python3.12 || echo python3)
-VENV := .venv
-BIN := $(VENV)/bin
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test lint
 
-run: $(VENV)/.installed  ## distil scikit-learn's digits, in about two minutes
+run: .venv/run  ## distil scikit-learn's digits in about two minutes
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
 
-test: $(VENV)/.installed-dev
+test: .venv/test  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-lint: $(VENV)/.installed-dev
+lint: .venv/test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# The stamps keep a second call from installing anything again.
-$(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("dasm_jax needs Python 3.11 or newer; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dasm_jax needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
 
-$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+# Stamps: a second call installs nothing.
+.venv/run: requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+.venv/test: pyproject.toml .venv/run
+	$(PIP) -e ".[dev]"
 	touch $@

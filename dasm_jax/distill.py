@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
 from dasm_jax import augment, sampling, training
 from dasm_jax.image_optimizer import ImageOptimizer
@@ -21,7 +21,7 @@ from dasm_jax.matching import Matcher
 from dasm_jax.parameterization import Formation, Parameterization
 from dasm_jax.sampling import IndexTable, SamplerState
 from dasm_jax.training import Recipe, TrainState, TrainStep
-from dasm_jax.types import ArrayDataset, Batch, Normalization, Params
+from dasm_jax.types import Array, ArrayDataset, Batch, Normalization, Params
 
 
 class SegmentState(NamedTuple):
@@ -66,8 +66,11 @@ def join_formations(formations: list[Formation]) -> Formation:
 
 
 def choose_images(
-    key: Key[Array, ""], formation: Formation, stored: Int[Array, ""] | int, most: int
-) -> tuple[Formation, Float[Array, " m"]]:
+    key: Key[jax.Array, ""],
+    formation: Formation,
+    stored: Int[jax.Array, ""] | int,
+    most: int,
+) -> tuple[Formation, Float[jax.Array, " m"]]:
     """Choose up to ``most`` decoded images of one class before decoding them.
 
     Only images whose stored image comes before ``stored`` exist; the others get weight
@@ -88,7 +91,7 @@ def make_class_distance(
     statistics: Normalization,
     options: MatchOptions,
     segment_sizes: tuple[int, ...] | None,
-) -> Callable[..., Float[Array, ""]]:
+) -> Callable[..., Float[jax.Array, ""]]:
     """Distance of one class as a function of its active pixels.
 
     Args:
@@ -123,7 +126,7 @@ def make_class_distance(
         )
         images = parameterization.decode(pixels, formation)
         draw = augment.draw_augmentation(
-            augment_key, options.strategy, images.shape[1:3]
+            augment_key, options.strategy, (images.shape[1], images.shape[2])
         )
 
         def prepare(images, weights):
@@ -138,12 +141,12 @@ def make_class_distance(
 
 
 def make_segment_step(
-    class_distance: Callable[..., Float[Array, ""]],
+    class_distance: Callable[..., Float[jax.Array, ""]],
     optimizer: ImageOptimizer,
     train_step: TrainStep,
     options: MatchOptions,
     loop: Loop,
-) -> Callable[..., tuple[SegmentState, Float[Array, " C"]]]:
+) -> Callable[..., tuple[SegmentState, Float[jax.Array, " C"]]]:
     """One inner step: all classes matched at once, then the network's own steps.
 
     Returns:
@@ -151,8 +154,8 @@ def make_segment_step(
     """
 
     def step(
-        key: Key[Array, ""], state: SegmentState, data: SegmentData
-    ) -> tuple[SegmentState, Float[Array, " C"]]:
+        key: Key[jax.Array, ""], state: SegmentState, data: SegmentData
+    ) -> tuple[SegmentState, Float[jax.Array, " C"]]:
         order_key = key_for(key, Use.REAL_ORDER, data.segment, data.pool_round)
         real, index = sampling.next_batch(
             order_key, state.real, data.pool, options.real_batch
@@ -193,8 +196,8 @@ def make_segment_step(
 
 
 def make_update(
-    step: Callable[..., tuple[SegmentState, Float[Array, " C"]]], loop: Loop
-) -> Callable[..., tuple[SegmentState, Float[Array, "n C"]]]:
+    step: Callable[..., tuple[SegmentState, Float[jax.Array, " C"]]], loop: Loop
+) -> Callable[..., tuple[SegmentState, Float[jax.Array, "n C"]]]:
     """Compile ``loop.steps_per_call`` inner steps into one program; donates the state.
 
     Shapes are the same in every segment of one size, so it is traced once per size.

@@ -21,7 +21,7 @@ class ImageOptimizer(NamedTuple):
     """Pure functions on pixels of all classes, f32[C, n, H, W, ch]."""
 
     init: Callable[[Pixels], Any]
-    update: Callable[[Pixels, Any, Pixels], tuple[Pixels, Any]]
+    update: Callable[[Pixels, Any, Pixels], tuple[Any, Any]]
     interrupted: Callable[[Pixels, Any], Pixels]
     clamp: Callable[[Pixels, Any], Pixels]
 
@@ -58,7 +58,7 @@ def make_image_optimizer(
     def drift(state):
         return ahead * optax.tree_utils.tree_get(state, "trace")
 
-    def update(grads: Pixels, state: Any, pixels: Pixels) -> tuple[Pixels, Any]:
+    def update(grads: Pixels, state: Any, pixels: Pixels) -> tuple[Any, Any]:
         updates, state = optimizer.update(grads, state, pixels)
         return optax.apply_updates(pixels, updates), state
 

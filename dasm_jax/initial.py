@@ -49,7 +49,7 @@ def kmeans(
         return mix(key, pool, count, factor)
     flat = pool.reshape(len(pool), -1).astype(np.float32) / 255.0
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
-    clusters = MiniBatchKMeans(wanted, random_state=seed, n_init=1).fit(flat)
+    clusters = MiniBatchKMeans(wanted, random_state=seed, n_init="auto").fit(flat)
     distances = clusters.transform(flat)  # [P, wanted]
     chosen: list[int] = []
     for centre in range(wanted):  # one image is not taken for two centres

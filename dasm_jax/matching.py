@@ -143,6 +143,9 @@ def make_gradient_matcher(
       apply_fn: ``apply_fn(params, images) -> logits``, from any library.
       metric: distance between two gradient arrays of one parameter (``METRICS``).
       layers: which leaves of the gradient take part (``LAYERS``).
+
+    The distance is for ``jax.grad``; forward mode (``jax.jvp``) is refused by JAX, as
+    for every function with a derivative rule of its own.
     """
     gradient = make_parameter_gradient(apply_fn)
 
@@ -158,6 +161,10 @@ def make_gradient_matcher(
                 "no parameter takes part in matching: the network has no convolution "
                 "kernel; match every parameter instead (matcher.layers='all')"
             )
-        return sum(metric(x, y) for x, y in zip(ours, target))
+        terms = [metric(x, y) for x, y in zip(ours, target)]
+        return sum(terms[1:], terms[0])
 
     return Matcher(target, distance)
+
+
+MATCHERS = {"idc": make_gradient_matcher}

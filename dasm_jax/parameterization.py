@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 PADDING_VALUE = 0.5
+FORMATIONS = ("single", "multi", "bound")
 
 
 class Formation(NamedTuple):
@@ -60,8 +61,8 @@ def _factors_of(kind: str, factor: int, count: int, bound: int) -> list[np.ndarr
         return [nobody] * (factor - 1) + [everyone]
     if kind == "multi":
         return [everyone] * factor
-    # 'bound': as many stored images as possible take the largest factor, then the next
-    # smaller one, while every image left over still has room for itself.
+    # 'bound': stored images take the largest factor, then the next smaller one, as long
+    # as every image left over still has room for itself.
     members = [nobody] * factor
     first, room = 0, bound
     for f in range(factor, 1, -1):
@@ -80,7 +81,7 @@ def make_parameterization(
 
     Args:
       kind: ``'single'`` (factor f only), ``'multi'`` (all factors 1 … f) or ``'bound'``
-        (mixed factors, at most ``bound`` images per call).
+        (mixed factors, so that n stored images give at most max(n, ``bound``)).
       factor: tiles per side, 1 for raw pixels.
       size: height and width of stored and decoded images.
       bound: see ``kind``.
@@ -88,8 +89,8 @@ def make_parameterization(
     Raises:
       ValueError: unknown kind.
     """
-    if kind not in ("single", "multi", "bound"):
-        raise ValueError(f"unknown formation {kind!r}; known: single, multi, bound")
+    if kind not in FORMATIONS:
+        raise ValueError(f"unknown formation {kind!r}; known: {', '.join(FORMATIONS)}")
     padded = [max(padded_side(s, f) for f in range(1, factor + 1)) for s in size]
     tables = [
         np.concatenate([_tile_matrices(s, f, p) for f in range(1, factor + 1)])

@@ -97,7 +97,7 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
         parameterization=make_parameterization(
             settings.synthetic.formation, settings.synthetic.factor, shape[:2]
         ),
-        matcher=matching.make_gradient_matcher(
+        matcher=matching.MATCHERS[settings.matcher.name](
             network.apply,
             matching.METRICS[settings.matcher.metric],
             matching.LAYERS[settings.matcher.layers],

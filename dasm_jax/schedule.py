@@ -118,11 +118,11 @@ def weighted_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
 
 
 def disjoint_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
-    """The k-th of K equal parts of the difficulty range."""
-    part = Window(
-        (context.segment - 1) / context.segments, context.segment / context.segments
-    )
-    return _within(_quantiles(difficulty.scores), part)
+    """The k-th of K equal parts of the difficulty range; no image is in two."""
+    quantiles = _quantiles(difficulty.scores)
+    inside = np.floor(quantiles * context.segments) == context.segment - 1
+    centre = (context.segment - 0.5) / context.segments
+    return np.where(inside, 0.0, np.abs(quantiles - centre)), int(inside.sum())
 
 
 def static_filter_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:

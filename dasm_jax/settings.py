@@ -6,19 +6,26 @@ Values and comments live in ``configs/default.py``; here are types and what is a
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from dasm_jax import augment, initial, matching, nets, schedule, scoring
+from dasm_jax import (
+    augment,
+    data,
+    initial,
+    matching,
+    nets,
+    parameterization,
+    schedule,
+    scoring,
+)
 from dasm_jax.errors import UserError
 
-MATCHERS = ("idc",)
 EXPERIMENTS = ("distill",)
-SOURCES = ("tfds", "folder", "digits")
-FORMATIONS = ("single", "multi", "bound")
 BUDGETS = ("flops", "steps", "per_segment")
 SMALLEST_TILE = 4
 
@@ -32,7 +39,7 @@ def within(low: float, high: float = float("inf")) -> Check:
     bound = f"at least {low}" if high == float("inf") else f"in [{low}, {high}]"
 
     def check(name: str, value: Any) -> None:
-        if not low <= value <= high:
+        if not (math.isfinite(value) and low <= value <= high):
             raise UserError(f"config.{name} must be {bound}, got {value}")
 
     return check
@@ -80,7 +87,7 @@ Strategy = Annotated[str, parsed_by(augment.parse_strategy)]
 class DataSettings:
     """Where the real images come from."""
 
-    source: Annotated[str, one_of(SOURCES)]
+    source: Annotated[str, one_of(data.SOURCES)]
     name: str
     data_dir: str
     train_split: str
@@ -105,7 +112,7 @@ class SyntheticSettings:
     """How synthetic images are stored and started."""
 
     factor: Count
-    formation: Annotated[str, one_of(FORMATIONS)]
+    formation: Annotated[str, one_of(parameterization.FORMATIONS)]
     init: Annotated[str, one_of(initial.INITS)]
 
 
@@ -113,7 +120,7 @@ class SyntheticSettings:
 class MatcherSettings:
     """The distance, and what goes into it."""
 
-    name: Annotated[str, one_of(MATCHERS)]
+    name: Annotated[str, one_of(matching.MATCHERS)]
     metric: Annotated[str, one_of(matching.METRICS)]
     layers: Annotated[str, one_of(matching.LAYERS)]
     augment: Strategy
@@ -234,6 +241,23 @@ def to_dict(settings: Settings) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
+def check_key(path: str) -> None:
+    """Check a dotted name such as ``config.dasm.segments``.
+
+    Raises:
+      UserError: there is no such field; the message lists those there are.
+    """
+    known: Any = Settings
+    group, *names = path.split(".")
+    for name in names:
+        if not dataclasses.is_dataclass(known):
+            raise UserError(f"{group} is a single value, it has no field '{name}'")
+        hints = typing.get_type_hints(known)
+        if name not in hints:
+            raise UserError(unknown_name(f"config key '{group}.{name}'", name, hints))
+        known, group = hints[name], f"{group}.{name}"
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list:
     """Dotted names of the fields in which two nested dicts differ."""
     names = []
@@ -246,7 +270,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
     return names
 
 
-def _build(cls: type, config: Any, prefix: str) -> Any:
+def _build(cls: Any, config: Any, prefix: str) -> Any:
     if not isinstance(config, ConfigDict):
         raise UserError(f"config.{prefix[:-1]} must be a group of fields")
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -296,10 +320,15 @@ def _check_together(s: Settings) -> None:
             f"the quantile window is reversed: config.dasm.rho={s.dasm.rho} must stay "
             f"below config.dasm.high={s.dasm.high}"
         )
-    if len(s.data.mean) != len(s.data.std) or any(std <= 0 for std in s.data.std):
+    finite = all(math.isfinite(x) for x in (*s.data.mean, *s.data.std))
+    if (
+        not finite
+        or len(s.data.mean) != len(s.data.std)
+        or min(s.data.std, default=1) <= 0
+    ):
         raise UserError(
-            "config.data.mean and config.data.std need one value per channel, std > 0; "
-            "leave both empty to compute them"
+            "config.data.mean and config.data.std need one finite value per channel, "
+            "std > 0; leave both empty to compute them"
         )
 
 

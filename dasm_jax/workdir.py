@@ -16,11 +16,12 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from dasm_jax import __version__
 from dasm_jax.errors import UserError
 from dasm_jax.export import write_atomically
 from dasm_jax.settings import Settings, differences, to_dict
 
-PACKAGES = ("dasm-jax", "jax", "jaxlib", "flax", "optax", "numpy", "chex")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def open_workdir(path: str, settings: Settings) -> Path:
@@ -165,8 +166,9 @@ def manifest(data_hash: str, phases: dict[str, float]) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
         "versions": {
+            "dasm_jax": __version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
         "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
         "cpu_count": os.cpu_count(),
@@ -193,11 +195,4 @@ def git_commit() -> str | None:
             "+dirty" if git("status", "--porcelain", "-uno") else ""
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
         return None

@@ -2,8 +2,14 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Tests compile far longer than they compute: LLVM is told to hurry.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_backend_optimization_level=0",
+    ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -17,6 +23,11 @@ import tests.typecheck  # noqa: F401  (named in the hook below)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
+# Many tests run the same small programs: each is compiled once, by whoever is first.
+jax.config.update(
+    "jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "tests")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 

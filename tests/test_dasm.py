@@ -247,7 +247,8 @@ def test_starts():
             nearest = np.abs(of_class[:, None] - members[None]).max(axis=(2, 3, 4))
             found = (nearest.min(axis=1) < 1e-6).all()
             assert found == (init != "noise"), init
-            assert len(np.unique(nearest.argmin(axis=1))) == len(of_class), init
+            distinct = len(np.unique(nearest.argmin(axis=1))) == len(of_class)
+            assert distinct or init == "noise", init
     assert not np.array_equal(starts["kmeans"], starts["mix"])
 
 

@@ -100,7 +100,7 @@ def test_convnet(name):
         ones = jnp.ones(len(labels))
         return matching.mean_cross_entropy(net.apply, params, images, labels, ones)
 
-    loss, grads = jax.value_and_grad(loss_fn)(params)
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params)
     close(loss, arrays["loss"], 1e-4)
     expected = from_torch(arrays, "grads")
     assert jax.tree.structure(grads) == jax.tree.structure(expected)
@@ -131,7 +131,7 @@ def test_matching_distance_and_pixel_gradient(name):
             params, matcher.target(params, batch(real)), batch(images)
         )
 
-    value, grad = jax.value_and_grad(distance)(synthetic)
+    value, grad = jax.jit(jax.value_and_grad(distance))(synthetic)
     close(value, arrays["distance"], 1e-4)
     close(nchw(grad), arrays["dsyn_nchw"], 1e-3)
 
@@ -185,7 +185,8 @@ def test_image_optimiser_takes_gradients_where_the_public_loop_does(name):
     state = optimizer.init(pixels)
 
     @jax.jit
-    def distance(pixels, params, real, label):
+    @jax.value_and_grad
+    def distance_and_gradient(pixels, params, real, label):
         def batch(images):
             count = len(images)
             return Batch(images, jnp.full(count, label), jnp.ones(count))
@@ -199,7 +200,7 @@ def test_image_optimiser_takes_gradients_where_the_public_loop_does(name):
         close(nchw(pixels), arrays["pixels_at_gradient_nchw"][step], 1e-4)
         values, grads = [], []
         for label in range(n_classes):
-            value, grad = jax.value_and_grad(distance)(
+            value, grad = distance_and_gradient(
                 pixels[label], params, real[step, label], jnp.int32(label)
             )
             values.append(value)

@@ -15,6 +15,7 @@ from dasm_jax.settings import from_config
 from tests.small import small_config, small_dataset
 
 ROOT = Path(__file__).parent.parent
+DIGITS = "--config=configs/digits.py"
 
 
 @pytest.fixture(autouse=True)
@@ -158,12 +159,14 @@ def test_divergence_leaves_the_last_good_set_on_disk(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.dasm.segmens=3"], "segments"),
-        (["--config=configs/nothing.py"], "nothing.py"),
-        (["--config.ipc=many"], "ipc"),
-        (["--nonsense=1"], "nonsense"),
-        (["--config.dasm.pool=best", "--workdir=never"], "not_yet_learned_easiest"),
-        ([], "--workdir"),
+        ([DIGITS, "--config.dasm.segmens=3"], "rescore_every, rho"),
+        ([DIGITS, "--config.ipc.deeper=3"], "config.ipc is a single value"),
+        (["--config=configs/nothing.py"], "get_config()"),
+        ([], "configs/digits.py"),
+        ([DIGITS, "--config.ipc=many"], "ipc"),
+        ([DIGITS, "--nonsense=1"], "nonsense"),
+        ([DIGITS, "--config.dasm.pool=best", "--workdir=never"], "static_filter"),
+        ([DIGITS], "--workdir"),
     ],
 )
 def test_command_line_mistakes(arguments, message, tmp_path):
