@@ -41,6 +41,7 @@ class SegmentResult(NamedTuple):
     pool: Pool
     seconds_matching: float
     seconds_scoring: float
+    seconds_compiling: float
 
 
 def plan_segments(problem: Problem) -> list[SegmentPlan]:
@@ -155,19 +156,19 @@ def _segment_data(
 
 
 class Programs(NamedTuple):
-    """Compiled (lazily) once for all segments of one size."""
+    """Compiled once for all segments of one size: other shapes are refused."""
 
     update: Callable[..., tuple[SegmentState, jax.Array]]
     start_outer: Callable[..., SegmentState]
-    optimizer: ImageOptimizer
 
 
-def make_programs(problem: Problem, size: int, learning_rate: float) -> Programs:
-    """Build the update and the outer start of segments of one size."""
-    s = problem.settings
-    optimizer = make_image_optimizer(
-        learning_rate, s.image.momentum, problem.dataset.n_classes
-    )
+def _compile(
+    problem: Problem,
+    optimizer: ImageOptimizer,
+    root: jax.Array,
+    state: SegmentState,
+    data: distill.SegmentData,
+) -> Programs:
     step = distill.make_segment_step(
         _class_distance(problem, _context(problem)),
         optimizer,
@@ -180,8 +181,10 @@ def make_programs(problem: Problem, size: int, learning_rate: float) -> Programs
     start_outer = partial(
         distill.start_outer, optimizer=optimizer, recipe=problem.network_recipe
     )
+    update = distill.make_update(step, problem.loop)
     return Programs(
-        distill.make_update(step, problem.loop), jax.jit(start_outer), optimizer
+        update.lower(root, state, data).compile(),
+        jax.jit(start_outer).lower(state, state.network.params).compile(),
     )
 
 
@@ -206,11 +209,9 @@ def run_dasm(
     programs: dict[int, Programs] = {}
     results: list[SegmentResult] = []
     for plan in plan_segments(problem):
-        if plan.size not in programs:
-            programs[plan.size] = make_programs(problem, plan.size, plan.learning_rate)
         finished = [result.pixels for result in results]
         result = match_segment(
-            problem, root, plan, programs[plan.size], make_pool, finished, on_outer
+            problem, root, plan, programs, make_pool, finished, on_outer
         )
         results.append(result)
         on_segment(result)
@@ -221,18 +222,22 @@ def match_segment(
     problem: Problem,
     root: jax.Array,
     plan: SegmentPlan,
-    programs: Programs,
+    programs: dict[int, Programs],
     make_pool: MakePool,
     finished: list[np.ndarray],
     on_outer: Callable[[Progress], None],
 ) -> SegmentResult:
     """Choose the pool of one segment, start from it, match, clamp.
 
+    ``programs`` holds those of every segment size seen so far, and gets this one's.
+
     Raises:
       NonFiniteError: see ``run_dasm``.
     """
     s = problem.settings
-    update, start_outer, optimizer = programs
+    optimizer = make_image_optimizer(
+        plan.learning_rate, s.image.momentum, problem.dataset.n_classes
+    )
     pool = make_pool(plan.segment, 0, finished)
     data = _segment_data(problem, plan, pool, 0, finished)
     pixels = _start_pixels(problem, root, plan, pool)
@@ -243,15 +248,22 @@ def match_segment(
         problem.network_recipe,
         data,
     )
-    good = np.asarray(pixels)
+    began = time.perf_counter()
+    if plan.size not in programs:
+        programs[plan.size] = _compile(problem, optimizer, root, state, data)
+    update, start_outer = programs[plan.size]
+    seconds_compiling = time.perf_counter() - began
     seconds_scoring, seconds_matching = pool.seconds, 0.0
+    good = np.asarray(pixels)
     for outer in range(plan.outer_iterations):
         every = s.dasm.rescore_every
         if every and plan.segment > 1 and outer and outer % every == 0:
             pool = make_pool(plan.segment, outer // every, [*finished, good])
             seconds_scoring += pool.seconds
             data = _segment_data(problem, plan, pool, outer // every, finished)
-            state = state._replace(real=sampling.start_sampler(data.pool))
+            state = distill.change_pool(
+                state, data, networks_too=s.trajectory.data == "pool"
+            )
         began = time.perf_counter()
         state = start_outer(state, _start_network(problem, root, plan, pool, outer))
         pending = []
@@ -270,7 +282,9 @@ def match_segment(
         seconds = time.perf_counter() - began
         seconds_matching += seconds
         on_outer(Progress(plan, outer + 1, distances, seconds))
-    return SegmentResult(plan, good, pool, seconds_matching, seconds_scoring)
+    return SegmentResult(
+        plan, good, pool, seconds_matching, seconds_scoring, seconds_compiling
+    )
 
 
 def _start_network(

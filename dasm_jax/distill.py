@@ -238,3 +238,13 @@ def start_outer(
     return state._replace(
         pixels=optimizer.clamp(state.pixels, state.image_opt), network=network
     )
+
+
+def change_pool(
+    state: SegmentState, data: SegmentData, *, networks_too: bool
+) -> SegmentState:
+    """Begin anew in another pool, and in its network data where these are the pool."""
+    network = state.network
+    if networks_too:
+        network = network._replace(sampler=sampling.start_sampler(data.network_data))
+    return state._replace(real=sampling.start_sampler(data.pool), network=network)

@@ -5,11 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from dasm_jax import dasm, distill, schedule
+from dasm_jax import dasm, distill, sampling, schedule
 from dasm_jax.dasm import plan_segments, run_dasm
 from dasm_jax.errors import NonFiniteError
+from dasm_jax.image_optimizer import make_image_optimizer
 from dasm_jax.loops import Loop
-from tests.small import small_problem
+from dasm_jax.settings import from_config
+from tests.small import small_config, small_problem
 
 
 def run(**changes):
@@ -178,7 +180,12 @@ def test_every_schedule_runs(rise):
 
 def test_rescoring_follows_the_active_segment():
     rounds = []
-    problem = small_problem(dasm__rescore_every=1, loop__niter=6, dasm__score_steps=4)
+    problem = small_problem(
+        dasm__rescore_every=1,
+        loop__niter=6,
+        dasm__score_steps=4,
+        trajectory__data="pool",
+    )
     original = dasm.make_pool_maker
 
     def watched(problem, root):
@@ -194,6 +201,35 @@ def test_rescoring_follows_the_active_segment():
         patch.setattr(dasm, "make_pool_maker", watched)
         run_dasm(problem)
     assert rounds == [(1, 0, 0), (2, 0, 1), (2, 1, 2), (2, 2, 2)]
+
+
+def test_a_new_pool_leaves_no_trace_of_the_old_one():
+    problem = small_problem()
+    plan = plan_segments(problem)[0]
+    wide = dasm.Pool(problem.class_indices, None, [], 0.0)
+    few = dasm.Pool([indices[:9] for indices in wide.members], None, [], 0.0)
+    small = problem._replace(
+        settings=from_config(small_config(trajectory__data="pool"))
+    )
+    before, after = (
+        dasm._segment_data(small, plan, pool, 0, []) for pool in (wide, few)
+    )
+    optimizer = make_image_optimizer(0.1, 0.5, 2)
+    params = problem.network.init(jax.random.key(0))
+    pixels = np.zeros((2, 2, 8, 8, 1), np.float32)
+    state = distill.start_segment(
+        pixels, optimizer, params, problem.network_recipe, before
+    )
+    network = state.network.sampler
+    network, _ = sampling.next_batch(
+        jax.random.key(1), network, before.network_data, 16
+    )
+    state = state._replace(network=state.network._replace(sampler=network))
+    state = distill.change_pool(state, after, networks_too=True)
+    _, index = sampling.next_batch(
+        jax.random.key(1), state.network.sampler, after.network_data, 16
+    )
+    assert set(index[0].tolist()) <= set(np.concatenate(few.members).tolist())
 
 
 # --- what is matched, and on which networks -------------------------------------------

@@ -134,6 +134,7 @@ def _segment_record(
         "matching_flops": _flops(problem, result),
         "seconds_matching": result.seconds_matching,
         "seconds_scoring": result.seconds_scoring,
+        "seconds_compiling": result.seconds_compiling,
         "pool_sizes": [len(members) for members in result.pool.members],
     }
     if difficulty is not None and shares is not None:
@@ -206,6 +207,7 @@ def _summary(
         "matching_flops": sum(_flops(problem, r) for r in results),
         "seconds_matching": sum(r.seconds_matching for r in results),
         "seconds_scoring": sum(r.seconds_scoring for r in results),
+        "seconds_compiling": sum(r.seconds_compiling for r in results),
         "seconds_evaluating": clock.seconds["evaluate"],
         "evaluation_networks": s.evaluate.networks,
         "evaluation_steps": s.evaluate.steps,
@@ -233,7 +235,8 @@ def _table(summary: dict[str, Any]) -> str:
         "",
         f"budget {summary['budget']}: {summary['matching_flops']:.3g} matching FLOPs "
         f"in {summary['seconds_matching']:.0f} s, scoring "
-        f"{summary['seconds_scoring']:.0f} s, evaluation "
+        f"{summary['seconds_scoring']:.0f} s,",
+        f"compiling the update {summary['seconds_compiling']:.0f} s, evaluation "
         f"{summary['seconds_evaluating']:.0f} s",
     ]
     return "\n".join(lines)
