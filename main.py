@@ -1,5 +1,6 @@
 """Distil a dataset: ``python main.py --config=configs/digits.py --workdir=runs/x``."""
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -7,17 +8,14 @@ from ml_collections import ConfigDict, config_flags
 
 from dasm_jax.errors import NonFiniteError, UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything a run writes.")
-
 
 def main(argv: list[str]) -> None:
-    """Run the experiment of the config; exit code 2 for a mistake of the user's."""
+    """Run the experiment of the config."""
     if len(argv) > 1:
         raise UserError(
             f"unexpected argument {argv[1]!r}; options are --config.key=value"
         )
-    if not _WORKDIR.value:
+    if not flags.FLAGS.workdir:
         raise UserError(
             "--workdir is missing; name the folder that the run may write to"
         )
@@ -27,15 +25,27 @@ def main(argv: list[str]) -> None:
     from dasm_jax.data.cache import default_dir
 
     # A program that was compiled once on this machine starts at once the next time.
-    jax.config.update("jax_compilation_cache_dir", str(default_dir() / "xla"))
-    print(run.run(settings.from_config(_CONFIG.value), _WORKDIR.value))
+    programs = default_dir() / "xla"
+    if _can_write(programs):
+        jax.config.update("jax_compilation_cache_dir", str(programs))
+    try:
+        print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the device is out of memory; lower config.matcher.real_batch, "
+            "config.matcher.synthetic_batch or config.network.width"
+        ) from None
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags; whatever absl, ml_collections or a config raises is one line."""
+    """Define and parse flags; whatever goes wrong in them is one line."""
     try:
+        config_flags.DEFINE_config_file("config", None, "Experiment.")
+        flags.DEFINE_string("workdir", None, "Folder for everything a run writes.")
         rest = flags.FLAGS(argv)
-        if not isinstance(_CONFIG.value, ConfigDict):
+        if not isinstance(flags.FLAGS.config, ConfigDict):
             raise UserError(
                 "--config must name a file that has a get_config() function, such as "
                 "configs/digits.py"
@@ -49,12 +59,23 @@ def parse_flags(argv: list[str]) -> list[str]:
         for argument in argv[1:]:
             if argument.lstrip("-").startswith("config."):
                 settings.check_key(argument.lstrip("-").split("=")[0])
-        text = " ".join(str(error).split())
-        raise UserError(f"{type(error).__name__}: {text}") from None
+        text = str(error).strip()
+        if "Traceback" in text:  # of the config file; its last line says what it was
+            text = "--config: " + text.splitlines()[-1]
+        raise UserError(" ".join(text.split())) from None
+
+
+def _can_write(folder: os.PathLike) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[attr-defined]
     try:
         app.run(main, flags_parser=parse_flags)
     except (UserError, NonFiniteError) as error:

@@ -1,7 +1,10 @@
 """Every field, with the IDC/DASM defaults for 32 px colour images.
 
-Not an experiment of its own: the other files start from it. ``seed`` fixes the
-synthesis, ``evaluate.seed`` the networks that evaluate, and nothing else is random.
+    python main.py --config=configs/default.py --workdir=runs/default
+
+The other files start from this one; as it stands it is CIFAR-10 at IPC 10, meant for a
+GPU, not yet run. ``seed`` fixes the synthesis, ``evaluate.seed`` the networks that
+evaluate, and nothing else is random.
 """
 
 from ml_collections import ConfigDict
@@ -92,7 +95,7 @@ def get_config() -> ConfigDict:
     recipe.lr = 0.01
     recipe.momentum = 0.9
     recipe.weight_decay = 5e-4
-    recipe.augment = "color_crop_flip_scale_rotate"  # per image
+    recipe.augment = "color_crop_cutout_flip_scale_rotate"  # cutout or CutMix
     recipe.cutmix = 0.5
 
     config.log = log = ConfigDict()

@@ -1,7 +1,10 @@
 """Fashion-MNIST averaged to 14×14, ConvNet-3 of width 16, IPC 50: minutes on two cores.
 
-python main.py --config=configs/fashion_mnist_small.py --workdir=runs/fashion_small
-"""
+    python main.py --config=configs/fashion_mnist_small.py --workdir=runs/fashion_small
+
+Expect at IPC 50: DASM 79.1 ± 0.5, with --config.dasm.segments=1 (IDC) 80.1 ± 0.2,
+Random 78.7, Full 83.3 (three seeds, docs/results.md). On two CPU cores shared with other
+work about 9 minutes for DASM with its five prefixes, 5 for IDC.
 
 from configs import fashion_mnist
 
@@ -18,6 +21,8 @@ def get_config():
     config.loop.inner = 50
     config.dasm.score_steps = 1000
     config.evaluate.steps = 3000
-    config.evaluate.recipe.cutmix = 0.0  # width 16 underfits with it, even on Full
+    # Width 16 underfits with CutMix or cutout, even on Full.
+    config.evaluate.recipe.augment = "color_crop_flip_scale_rotate"
+    config.evaluate.recipe.cutmix = 0.0
     config.log.every = 5
     return config

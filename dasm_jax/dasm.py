@@ -265,7 +265,9 @@ def match_segment(
                 state, data, networks_too=s.trajectory.data == "pool"
             )
         began = time.perf_counter()
-        state = start_outer(state, _start_network(problem, root, plan, pool, outer))
+        if outer:
+            network = _start_network(problem, root, plan, pool, outer)
+            state = start_outer(state, network)
         pending = []
         with jax.transfer_guard("disallow"):
             for _ in range(s.loop.inner // problem.loop.steps_per_call):

@@ -181,7 +181,7 @@ def make_segment_step(
         )
         pixels, image_opt = optimizer.update(grads, state.image_opt, state.pixels)
 
-        network_key = key_for(key, Use.TRAJECTORY, data.segment)
+        network_key = key_for(key, Use.TRAJECTORY, data.segment, data.pool_round)
         network, _ = loop.repeat(
             lambda network: train_step(
                 network_key, network, data.real, data.network_data
@@ -216,10 +216,15 @@ def start_segment(
     recipe: Recipe,
     data: SegmentData,
 ) -> SegmentState:
-    """State ahead of the first inner step of a segment."""
+    """State ahead of the first inner step of a segment.
+
+    Pixels and parameters are copied: an update donates its state, and both are still
+    needed outside (the last good pixels, networks that several iterations start from).
+    """
+    pixels, params = jax.tree.map(jnp.copy, (pixels, params))
     return SegmentState(
-        pixels=jnp.asarray(pixels),
-        image_opt=optimizer.init(jnp.asarray(pixels)),
+        pixels=pixels,
+        image_opt=optimizer.init(pixels),
         network=training.start_training(
             params, recipe, sampling.start_sampler(data.network_data)
         ),

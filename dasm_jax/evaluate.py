@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dasm_jax import sampling, training
+from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, recipe_from
 from dasm_jax.sampling import IndexTable
@@ -25,9 +26,9 @@ class Accuracy(NamedTuple):
         return float(np.mean(self.networks))
 
     @property
-    def std(self) -> float:
-        """Sample standard deviation over the networks, 0 for a single one."""
-        return float(np.std(self.networks, ddof=1)) if len(self.networks) > 1 else 0.0
+    def std(self) -> float | None:
+        """Sample standard deviation over the networks; None for a single one."""
+        return float(np.std(self.networks, ddof=1)) if len(self.networks) > 1 else None
 
 
 Evaluator = Callable[[ArrayDataset, IndexTable], Accuracy]
@@ -39,7 +40,8 @@ def make_evaluator(problem: Problem) -> Evaluator:
     Returns:
       ``evaluate(data, table) -> Accuracy``: trains ``evaluate.networks`` networks for
       ``evaluate.steps`` steps each on the images that the table names. Network n starts
-      from the same weights whatever the set, and from nothing the synthesis saw.
+      from the same weights whatever the set, and from nothing the synthesis saw. It
+      raises a ``UserError`` when a network diverges.
     """
     s = problem.settings.evaluate
     root = jax.random.key(s.seed)
@@ -57,7 +59,13 @@ def make_evaluator(problem: Problem) -> Evaluator:
         for network in range(s.networks):
             key = key_for(root, Use.EVALUATION_NETWORK, network)
             params = train(key, data, table)[-1]
-            correct = jnp.argmax(predict(params, images), axis=1) == labels
+            logits = predict(params, images)
+            if not jnp.isfinite(logits).all():
+                raise UserError(
+                    f"evaluation network {network + 1} diverged; lower "
+                    f"config.evaluate.recipe.lr={s.recipe.lr:g}"
+                )
+            correct = jnp.argmax(logits, axis=1) == labels
             accuracies.append(float(correct.mean()))
         return Accuracy(tuple(accuracies))
 

@@ -25,8 +25,9 @@ def save_synthetic(
     Fields: ``images`` f32[M, H, W, C] in [0, 1] with ``labels`` and ``segments`` i32[M]
     are decoded and ready to train on; ``stored_pixels`` f32[N, H, W, C] with
     ``stored_labels`` and ``stored_segments`` are what counts as IPC; ``source`` i32[M]
-    is the stored image of each decoded one; ``factor``, ``mean``, ``std`` and
-    ``class_names`` say how they were made and normalised. Equal sets give equal bytes.
+    is the stored image of each decoded one; ``factor``, ``formation``, ``mean``,
+    ``std`` and ``class_names`` say how they were made and normalised. Equal sets give
+    equal bytes.
 
     Raises:
       UserError: the file cannot be written.
@@ -54,6 +55,7 @@ def save_synthetic(
             stored_labels=synthetic.labels,
             stored_segments=synthetic.segments,
             factor=np.int32(parameterization.factor),
+            formation=np.str_(parameterization.kind),
             mean=np.array(statistics.mean, np.float32),
             std=np.array(statistics.std, np.float32),
             class_names=np.array(class_names, dtype=np.str_),

@@ -18,6 +18,7 @@ def save_segment_grid(
     class_names: tuple[str, ...],
     title: str,
     decile_shares: np.ndarray | None,
+    pool: str,
 ) -> None:
     """Draw a segment: a class per row, and the difficulty of its pool above.
 
@@ -28,6 +29,7 @@ def save_segment_grid(
       title: line above the images.
       decile_shares: f[10], share of each difficulty decile that the pool holds, easiest
         first; ``None`` where nothing was scored.
+      pool: what to say of the pool in words.
     """
     n_classes, count, height, width, _ = pixels.shape
     columns = min(count, MOST_COLUMNS)
@@ -45,7 +47,7 @@ def save_segment_grid(
     )
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title, fill=INK)
-    _draw_difficulty(draw, (MARGIN, MARGIN + 16), decile_shares)
+    _draw_difficulty(draw, (MARGIN, MARGIN + 16), decile_shares, pool)
     for row, (name, images) in enumerate(zip(class_names, pixels)):
         top = MARGIN + HEADER + row * cell_h
         draw.text((MARGIN, top + cell_h // 2 - 6), name[:14], fill=INK)
@@ -64,12 +66,13 @@ def _to_picture(image: np.ndarray, zoom: int) -> Image.Image:
     return picture.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
 
 
-def _draw_difficulty(draw, corner, shares) -> None:
+def _draw_difficulty(draw, corner, shares, pool: str) -> None:
     left, top = corner
+    draw.text((left, top), pool, fill=INK)
     if shares is None:
-        draw.text((left, top), "pool: every real image (nothing scored yet)", fill=INK)
+        draw.text((left, top + 16), "nothing scored", fill=INK)
         return
-    draw.text((left, top + 8), "pool by difficulty decile", fill=INK)
+    draw.text((left, top + 16), "by difficulty decile:", fill=INK)
     left += 165
     for decile, share in enumerate(shares):
         x = left + 18 * decile

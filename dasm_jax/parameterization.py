@@ -33,6 +33,7 @@ class Formation(NamedTuple):
 class Parameterization(NamedTuple):
     """How stored pixels become images."""
 
+    kind: str
     factor: int
     tiles: Callable[[int], Formation]  # number of stored images -> all its images
     decode: Callable[[Array, Formation], Array]  # f32[n,H,W,C] -> f32[M,H,W,C]
@@ -133,7 +134,7 @@ def make_parameterization(
             "mhp,mpqc,mwq->mhwc", rows, pixels[sources], columns, optimize="optimal"
         )
 
-    return Parameterization(factor, tiles, decode)
+    return Parameterization(kind, factor, tiles, decode)
 
 
 def pack_tiles(images: Float[Array, "n f f H W C"]) -> Float[Array, "n H W C"]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dasm_jax import sampling, schedule, scoring, training
+from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count, recipe_from
 from dasm_jax.schedule import ClassDifficulty, PoolContext, Window
@@ -32,7 +33,8 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
 
     Returns:
       ``make_pool(segment, pool_round, finished) -> Pool`` where ``finished`` are the
-      stored pixels f32[C, n_k, H, W, ch] of the segments so far.
+      stored pixels f32[C, n_k, H, W, ch] of the segments so far. It raises a
+      ``UserError`` when the networks diverge.
     """
     s = problem.settings
     train = training.make_trainer(
@@ -81,6 +83,12 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
         if scored_by is not None:
             judges = trained_on_real if scored_by == "real" else trajectories
             difficulty = score(judges, *problem.real)
+            if not np.isfinite(difficulty.scores).all():
+                raise UserError(
+                    f"the networks that score for segment {segment} diverged; lower "
+                    f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished "
+                    "segments are kept"
+                )
         key = key_for(root, Use.POOL, segment, pool_round)
         return Pool(
             members=_choose(problem, key, segment, difficulty),

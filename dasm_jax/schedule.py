@@ -159,7 +159,7 @@ POOLS: dict[str, PoolRule] = {
 # images give scores before there is a synthetic set.
 FROM_THE_FIRST = ("static_filter", "disjoint")
 # The point of these is that nothing else is mixed in.
-WITHOUT_RANDOM_SHARE = ("static_filter", "full")
+WITHOUT_RANDOM_SHARE = ("static_filter", "disjoint", "full")
 
 
 def class_pool(

@@ -5,16 +5,13 @@ Values and comments live in ``configs/default.py``; here are types and what is a
 """
 
 import dataclasses
-import difflib
 import math
 import typing
-from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
 from dasm_jax import (
-    augment,
     data,
     initial,
     matching,
@@ -23,64 +20,22 @@ from dasm_jax import (
     schedule,
     scoring,
 )
+from dasm_jax.checks import (
+    Count,
+    Momentum,
+    Rate,
+    Seed,
+    Share,
+    Strategy,
+    one_of,
+    unknown_name,
+    within,
+)
 from dasm_jax.errors import UserError
 
 EXPERIMENTS = ("distill",)
 BUDGETS = ("flops", "steps", "per_segment")
 SMALLEST_TILE = 4
-
-
-# What a field may hold, beside its type: functions of name and value that raise.
-Check = Callable[[str, Any], None]
-
-
-def within(low: float, high: float = float("inf")) -> Check:
-    """Numbers from ``low`` to ``high``."""
-    bound = f"at least {low}" if high == float("inf") else f"in [{low}, {high}]"
-
-    def check(name: str, value: Any) -> None:
-        if not (math.isfinite(value) and low <= value <= high):
-            raise UserError(f"config.{name} must be {bound}, got {value}")
-
-    return check
-
-
-def one_of(known: Iterable[str]) -> Check:
-    """One of the names."""
-
-    def check(name: str, value: Any) -> None:
-        if value not in known:
-            raise UserError(unknown_name(f"config.{name}={value!r}", value, known))
-
-    return check
-
-
-def parsed_by(parse: Callable[[str], Any]) -> Check:
-    """A text that ``parse`` does not refuse with a ``ValueError``."""
-
-    def check(name: str, value: Any) -> None:
-        try:
-            parse(value)
-        except ValueError as error:
-            raise UserError(f"config.{name}: {error}") from None
-
-    return check
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """One line that names what was not understood and what would have been."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown {what}; {hint}known: {', '.join(known)}"
-
-
-Count = Annotated[int, within(1)]
-Seed = Annotated[int, within(0, 2**31 - 1)]
-Share = Annotated[float, within(0, 1)]
-Rate = Annotated[float, within(0)]
-Momentum = Annotated[float, within(0, 0.999)]
-Strategy = Annotated[str, parsed_by(augment.parse_strategy)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +58,7 @@ class NetworkSettings:
     """The network that gradients are taken of, and that sets are evaluated on."""
 
     name: Annotated[str, one_of(nets.NETS)]
-    width: Count
+    width: Annotated[int, within(1, 4096)]
     depth: Count
 
 
@@ -314,6 +269,11 @@ def _check_together(s: Settings) -> None:
         raise UserError(
             f"config.ipc={s.ipc} is smaller than config.dasm.segments="
             f"{s.dasm.segments}: a segment needs at least one image per class"
+        )
+    if s.data.source == "tfds" and s.data.train_split == s.data.test_split:
+        raise UserError(
+            f"config.data.test_split={s.data.test_split!r} is the train split too; "
+            "test on images that the synthesis has not seen"
         )
     if s.dasm.rho >= s.dasm.high:
         raise UserError(

@@ -7,9 +7,10 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def open_workdir(path: str, settings: Settings) -> Path:
     Raises:
       UserError: it cannot be written, or belongs to a run with another config.
     """
-    workdir = Path(path).absolute()
-    config = json.loads(json.dumps(to_dict(settings)))
+    workdir = Path(os.path.expanduser(path)).absolute()
     try:
         (workdir / "images").mkdir(parents=True, exist_ok=True)
+        for folder in (workdir, workdir / "images"):
+            tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to --workdir={path}: {error.strerror}") from None
     config_file = workdir / "config.json"
@@ -41,18 +43,28 @@ def open_workdir(path: str, settings: Settings) -> Path:
         try:
             earlier = json.loads(config_file.read_text())
         except (OSError, ValueError):
+            earlier = None
+        if not isinstance(earlier, dict):
             raise UserError(
                 f"--workdir={path} holds a config.json that cannot be read; use "
                 "another folder or remove it"
-            ) from None
-        names = differences(config, earlier)
+            )
+        names = differences(_as_json(settings), earlier)
         if names:
             raise UserError(
                 f"--workdir={path} belongs to a run with another config; it differs "
                 f"in {', '.join(names)}; use another folder"
             )
-    write_json(config_file, config)
     return workdir
+
+
+def claim_workdir(workdir: Path, settings: Settings) -> None:
+    """Write ``config.json``: from now on the folder belongs to these settings."""
+    write_json(workdir / "config.json", _as_json(settings))
+
+
+def _as_json(settings: Settings) -> dict[str, Any]:
+    return json.loads(json.dumps(to_dict(settings)))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -70,8 +82,8 @@ class RunLog:
 
     def __init__(self, workdir: Path, total: int):
         try:
-            self._metrics = (workdir / "metrics.jsonl").open("w")
-            self._text = (workdir / "log.txt").open("w")
+            self._metrics = (workdir / "metrics.jsonl").open("w", encoding="utf-8")
+            self._text = (workdir / "log.txt").open("w", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
         self._began = time.perf_counter()
@@ -92,7 +104,8 @@ class RunLog:
         """
         seconds = round(time.perf_counter() - self._began, 3)
         self._write(
-            self._metrics, json.dumps({"kind": kind, "seconds": seconds, **values})
+            self._metrics,
+            json.dumps({"kind": kind, "seconds": seconds, **values}, allow_nan=False),
         )
 
     def line(self, text: str) -> None:
@@ -119,8 +132,10 @@ class RunLog:
     def close(self) -> None:
         """Close the files and the bar."""
         self._bar.close()
-        self._metrics.close()
-        self._text.close()
+        for file in (self._metrics, self._text):
+            # Every line was flushed when it was written, and failed there if it did.
+            with suppress(OSError):
+                file.close()
 
     def _write(self, file: Any, text: str) -> None:
         try:

@@ -172,10 +172,36 @@ def test_every_score_runs(score, base):
     assert not np.allclose(scores, base[1].pool.difficulty.scores)
 
 
-@pytest.mark.parametrize("rise", ["cosine", "coverage"])
-def test_every_schedule_runs(rise):
-    results = run(dasm__schedule=rise, dasm__segments=3, dasm__coverage=0.4)
-    assert all(len(members) <= 40 for members in results[-1].pool.members)
+def window_sizes(problem, result, low):
+    """Images per class whose quantile lies in [low, 0.95]."""
+    high = problem.settings.dasm.high
+    quantiles = (np.arange(40) + 0.5) / 40
+    return [int(((quantiles >= low) & (quantiles <= high)).sum())] * 2
+
+
+@pytest.mark.parametrize(("rise", "low"), [("linear", 0.5 / 3), ("cosine", 0.125)])
+def test_the_window_rises_as_scheduled(rise, low):
+    changes = {"dasm__segments": 4, "dasm__schedule": rise, "dasm__rho": 0.5}
+    problem = small_problem(**changes, dasm__random_share=0.0, loop__niter=4)
+    second = run_dasm(problem)[1]
+    sizes = [len(members) for members in second.pool.members]
+    assert sizes == window_sizes(problem, second, low)
+
+
+def test_coverage_drops_what_is_learned_with_confidence():
+    problem = small_problem(
+        dasm__schedule="coverage", dasm__coverage=0.5, dasm__random_share=0.0
+    )
+    second = run_dasm(problem)[1]
+    difficulty = second.pool.difficulty
+    for members, indices in zip(
+        second.pool.members, problem.class_indices, strict=True
+    ):
+        sure = difficulty.learned[indices] & (difficulty.confidence[indices] > 0.5)
+        low = min(sure.mean(), 0.85)
+        quantiles = (np.arange(40) + 0.5) / 40
+        expected = int(((quantiles >= low) & (quantiles <= 0.95)).sum())
+        assert len(members) == max(expected, 10)
 
 
 def test_rescoring_follows_the_active_segment():
@@ -214,6 +240,9 @@ def test_a_new_pool_leaves_no_trace_of_the_old_one():
     before, after = (
         dasm._segment_data(small, plan, pool, 0, []) for pool in (wide, few)
     )
+    count = int(after.network_data.counts[0])
+    trained_on = after.network_data.indices[0, :count].tolist()
+    assert trained_on == sorted(np.concatenate(few.members).tolist())
     optimizer = make_image_optimizer(0.1, 0.5, 2)
     params = problem.network.init(jax.random.key(0))
     pixels = np.zeros((2, 2, 8, 8, 1), np.float32)
@@ -252,10 +281,19 @@ def test_cumulative_context_with_more_images_than_the_batch_holds():
     assert all(np.isfinite(result.pixels).all() for result in results)
 
 
+def test_networks_start_from_those_trained_on_finished_segments():
+    problem = small_problem(trajectory__start="segments")
+    plan = plan_segments(problem)[1]
+    pool = dasm.Pool(problem.class_indices, None, ["first", "second"], 0.0)
+    root = jax.random.key(0)
+    starts = [dasm._start_network(problem, root, plan, pool, i) for i in range(3)]
+    assert starts == ["first", "second", "first"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"trajectory__start": "segments"},
+        {"trajectory__start": "segments", "loop__niter": 12},  # more than networks
         {"trajectory__data": "pool"},
         {"matcher__layers": "all"},
         {"matcher__metric": "cos", "image__lr": 0.05},

@@ -114,7 +114,7 @@ def literal_idc(problem):
             for _ in range(2):  # ceil(30 / 16)
                 state = training.start_training(params, standing, net_place, net_step)
                 state, _ = plain(
-                    key_for(root, Use.TRAJECTORY, 1), state, problem.real, everything
+                    key_for(root, Use.TRAJECTORY, 1, 0), state, problem.real, everything
                 )
                 grads = jax.tree.map(lambda a, b: a - b, params, state.params)
                 velocity_net = jax.tree.map(

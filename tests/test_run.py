@@ -1,6 +1,7 @@
 """A whole run: what it writes, that it repeats, and how it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,54 @@ def test_workdir_of_another_config(finished):
         start(workdir, seed=5, image__lr=0.1)
 
 
+def test_a_finished_run_is_left_as_it_is(finished, monkeypatch):
+    workdir, text = finished
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    monkeypatch.setattr(distill, "load_dataset", None)  # calling it would fail
+    again = start(workdir)
+    assert "finished before" in again
+    assert again.splitlines()[:8] == text.splitlines()[:8]
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_a_refused_start_does_not_claim_the_workdir(tmp_path):
+    with pytest.raises(UserError, match="larger than the smallest class"):
+        start(tmp_path, ipc=41)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_a_config_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        start(tmp_path)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    code = (
+        "import resource, signal;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        "import runpy, sys;"
+        f"sys.argv = ['main.py', '{DIGITS}', '--workdir={tmp_path}/run',"
+        " '--config.ipc=2', '--config.dasm.segments=1', '--config.loop.niter=1',"
+        " '--config.loop.inner=1', '--config.network.width=2'];"
+        "runpy.run_path('main.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"DASM_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "File too large" in lines[0]
+    assert "Traceback" not in done.stderr
+
+
 def test_unwritable_workdir_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "load_dataset", None)  # calling it would fail
     (tmp_path / "file").write_text("")
@@ -167,6 +216,8 @@ def test_divergence_leaves_the_last_good_set_on_disk(tmp_path):
         ([DIGITS, "--nonsense=1"], "nonsense"),
         ([DIGITS, "--config.dasm.pool=best", "--workdir=never"], "static_filter"),
         ([DIGITS], "--workdir"),
+        ([f"{DIGITS}:extra"], "--config: TypeError"),
+        (["--flagfile=nothing"], "nothing"),
     ],
 )
 def test_command_line_mistakes(arguments, message, tmp_path):

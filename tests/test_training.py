@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dasm_jax import evaluate, problem, sampling, training
+from dasm_jax.errors import UserError
 from dasm_jax.loops import Loop
 from dasm_jax.nets import Network
 from dasm_jax.settings import RecipeSettings
@@ -159,5 +160,11 @@ def test_accuracy_is_that_of_the_last_step_over_fresh_networks():
     first, again = (evaluator(*evaluate.full_set(p)) for _ in range(2))
     assert first == again
     assert first.mean > 0.8  # two digits are told apart
-    assert evaluate.Accuracy((0.5,)).std == 0.0
+    assert evaluate.Accuracy((0.5,)).std is None
     assert evaluate.Accuracy((0.4, 0.6)).std == pytest.approx(0.1 * 2**0.5)
+
+
+def test_a_diverged_evaluation_is_no_result():
+    p = small_problem(evaluate__recipe__lr=1e30)
+    with pytest.raises(UserError, match="evaluation network 1 diverged"):
+        evaluate.make_evaluator(p)(*evaluate.full_set(p))

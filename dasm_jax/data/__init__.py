@@ -50,18 +50,24 @@ def load_dataset(
     """
     if source not in SOURCES:
         raise UserError(
-            f"data.source is {source!r}; it must be one of {', '.join(SOURCES)}"
+            f"config.data.source is {source!r}; it must be one of {', '.join(SOURCES)}"
         )
     if downsample < 1:
-        raise UserError(f"data.downsample is {downsample!r}; it must be 1, 2, 3, …")
-    dataset = SOURCES[source](
-        name,
-        data_dir=data_dir,
-        train_split=train_split,
-        test_split=test_split,
-        test_share=test_share,
-        cache_dir=cache_dir,
-    )
+        raise UserError(
+            f"config.data.downsample is {downsample!r}; it must be 1, 2, 3, …"
+        )
+    try:
+        dataset = SOURCES[source](
+            name,
+            data_dir=data_dir,
+            train_split=train_split,
+            test_split=test_split,
+            test_share=test_share,
+            cache_dir=cache_dir,
+        )
+    except OSError as error:  # a folder without permission, a disk that fails
+        where = error.filename or name
+        raise UserError(f"cannot read {where}: {error.strerror or error}") from error
     # The cache holds full-size images: one file serves every block size.
     return dataset if downsample == 1 else _shrink_dataset(dataset, downsample)
 
@@ -88,7 +94,7 @@ def _shrink_dataset(dataset: types.Dataset, block: int) -> types.Dataset:
     height, width, _ = dataset.image_shape
     if height % block or width % block:
         raise UserError(
-            f"data.downsample is {block}, which does not divide the sides of"
+            f"config.data.downsample is {block}, which does not divide the sides of"
             f" {dataset.name}'s {height}x{width} images; choose a divisor of both"
         )
     train, test = (

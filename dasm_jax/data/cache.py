@@ -56,7 +56,7 @@ class Key(NamedTuple):
 def default_dir() -> Path:
     """Returns ``$DASM_CACHE_DIR``, else ``~/.cache/dasm_jax``."""
     folder = os.environ.get("DASM_CACHE_DIR") or "~/.cache/dasm_jax"
-    return Path(folder).expanduser()
+    return Path(os.path.expanduser(folder))
 
 
 def fingerprint(facts: Any) -> str:
@@ -81,7 +81,7 @@ def load_or_read(
     Raises:
         UserError: from ``read``, or for a damaged cache file without its source.
     """
-    folder = Path(cache_dir).expanduser() if cache_dir else default_dir()
+    folder = Path(os.path.expanduser(cache_dir)) if cache_dir else default_dir()
     dataset = find(key, source_fingerprint, folder)
     if dataset is None:
         dataset = read()

@@ -22,7 +22,8 @@ def load(name: str = "digits", **_unused: object) -> types.Dataset:
     """
     if name != "digits":
         raise UserError(
-            f"data.name is {name!r}; with data.source='digits' it must be 'digits'"
+            f"config.data.name is {name!r}; with config.data.source='digits' it must"
+            " be 'digits'"
         )
     # Imported here because scikit-learn takes a second.
     from sklearn.datasets import load_digits

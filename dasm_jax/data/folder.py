@@ -50,17 +50,19 @@ def load(
     Raises:
         UserError: naming the folder or file that cannot be used, and the remedy.
     """
-    root = Path(os.path.abspath(Path(name).expanduser()))
+    root = Path(os.path.abspath(os.path.expanduser(name)))
     if not 0 < test_share < 1:
-        raise UserError(f"data.test_share is {test_share}; it must lie between 0 and 1")
+        raise UserError(
+            f"config.data.test_share is {test_share}; it must lie between 0 and 1"
+        )
     listing = list_images(root, test_share) if root.exists() else None
     state = None if listing is None else _fingerprint(root, listing, test_share)
 
     def read() -> types.Dataset:
         if listing is None:
             raise UserError(
-                f"data.name: there is no folder {root}; set it to a folder that holds"
-                " one folder of images per class"
+                f"config.data.name: there is no folder {root}; set it to a folder that"
+                " holds one folder of images per class"
             )
         return _read(root.name, listing)
 
@@ -80,7 +82,7 @@ def list_images(root: Path, test_share: float) -> Listing:
         missing = "test" if there == "train" else "train"
         raise UserError(
             f"{root} has a folder {there} but no folder {missing}; add it, or move the"
-            f" class folders out of {there} to let data.test_share split them"
+            f" class folders out of {there} to let config.data.test_share split them"
         )
     if parts:
         train, test = _list_classes(parts["train"]), _list_classes(parts["test"])
@@ -98,8 +100,8 @@ def list_images(root: Path, test_share: float) -> Listing:
 def _list_classes(root: Path) -> _Classes:
     if not root.is_dir():
         raise UserError(
-            f"data.name: {root} is a file; set it to the folder that holds one folder"
-            " of images per class"
+            f"config.data.name: {root} is a file; set it to the folder that holds"
+            " one folder of images per class"
         )
     names = sorted(
         entry.name
@@ -143,8 +145,8 @@ def _split(root: Path, classes: _Classes, share: float) -> tuple[_Classes, _Clas
         if n_test >= len(files):
             raise UserError(
                 f"the class folder {root / name} has {len(files)} image(s), of which"
-                f" data.test_share={share} leaves none to train on; add images or lower"
-                " data.test_share"
+                f" config.data.test_share={share} leaves none to train on; add"
+                " images or lower config.data.test_share"
             )
         ranked = sorted(files, key=rank)
         train[name], test[name] = sorted(ranked[n_test:]), sorted(ranked[:n_test])

@@ -34,8 +34,8 @@ def find_prepared(name: str, data_dir: Path) -> Prepared | None:
     match = re.fullmatch(r"(\w+(?:/[\w+.-]+)?)(?::(\d+\.\d+\.\d+))?", name)
     if match is None:
         raise UserError(
-            f"data.name is {name!r}; a TFDS dataset is written 'name', 'name/config',"
-            " 'name:1.2.3' or 'name/config:1.2.3'"
+            f"config.data.name is {name!r}; a TFDS dataset is written 'name',"
+            " 'name/config', 'name:1.2.3' or 'name/config:1.2.3'"
         )
     base, wanted = match.groups()
     found = [
@@ -52,7 +52,7 @@ def find_prepared(name: str, data_dir: Path) -> Prepared | None:
     configs = sorted({p[0] for p in found if len(p) == 2})
     if configs:
         raise UserError(
-            f"data.name is {name!r}, of which {data_dir} holds the configs"
+            f"config.data.name is {name!r}, of which {data_dir} holds the configs"
             f" {', '.join(configs)}; name one, such as '{base}/{configs[0]}'"
         )
     return None

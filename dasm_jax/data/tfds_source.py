@@ -42,18 +42,21 @@ def load(
             or damaged, a split is unknown, or it is no image classification dataset.
     """
     folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     prepared = tfds_files.find_prepared(name, root)
-    splits = {"data.train_split": train_split, "data.test_split": test_split}
+    splits = {
+        "config.data.train_split": train_split,
+        "config.data.test_split": test_split,
+    }
     state = None if prepared is None else tfds_files.fingerprint(prepared, splits)
 
     def read() -> types.Dataset:
         if prepared is None:
             command = tfds_files.prepare_command(name, root)
             raise UserError(
-                f"data.name: {name} is neither prepared in {root} nor in the decoded"
-                f" cache; prepare it once with `{command}`, or set TFDS_DATA_DIR (or"
-                " data.data_dir) to the folder that has it"
+                f"config.data.name: {name} is neither prepared in {root} nor in the"
+                f" decoded cache; prepare it once with `{command}`, or set"
+                " TFDS_DATA_DIR (or config.data.data_dir) to the folder that has it"
             )
         return _read(name, prepared, splits)
 
@@ -106,14 +109,14 @@ def _image_and_label_keys(name: str, info: Any) -> tuple[str, str]:
     if image not in images or label not in labels:
         if len(images) != 1 or len(labels) != 1:
             raise UserError(
-                f"data.name: {name} has the image features {images} and the class label"
-                f" features {labels}; choose a dataset with one of each"
+                f"config.data.name: {name} has the image features {images} and the"
+                f" class label features {labels}; choose a dataset with one of each"
             )
         (image,), (label,) = images, labels
     if features[image].np_dtype != np.uint8:
         raise UserError(
-            f"data.name: the images of {name} are {features[image].np_dtype}; choose a"
-            " dataset of uint8 images"
+            f"config.data.name: the images of {name} are {features[image].np_dtype};"
+            " choose a dataset of uint8 images"
         )
     return image, label
 
@@ -134,7 +137,7 @@ def _decode(
             images = np.empty((len(source), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             raise UserError(
-                f"data.name: {prepared.full_name} {split} has images of shapes"
+                f"config.data.name: {prepared.full_name} {split} has images of shapes"
                 f" {images.shape[1:]} (image 0) and {image.shape} (image {index});"
                 " choose a dataset whose images have one size"
             )

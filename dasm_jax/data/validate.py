@@ -33,7 +33,7 @@ def make_dataset(
     if len(class_names) < 2:
         raise UserError(
             f"{name} has {len(class_names)} class(es), which leaves nothing to"
-            " classify; set data.name to a dataset of at least two"
+            " classify; set config.data.name to a dataset of at least two"
         )
     for split_name, split in (("train", train), ("test", test)):
         _check_split(name, split_name, split, len(class_names))

@@ -1,5 +1,6 @@
 """Distil a dataset, evaluate every prefix, compare with Random and Full."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,45 @@ from dasm_jax.pools import decile_shares
 from dasm_jax.problem import Problem, decode_segments, decoded_count, make_problem
 from dasm_jax.settings import Settings, check_against_data
 from dasm_jax.types import SyntheticSet
-from dasm_jax.workdir import PhaseClock, RunLog, manifest, write_json
+from dasm_jax.workdir import (
+    PhaseClock,
+    RunLog,
+    claim_workdir,
+    manifest,
+    write_json,
+)
 
 
 def run(settings: Settings, workdir: Path) -> str:
-    """Run the experiment; returns the table and the paths for the terminal."""
+    """Run the experiment; returns the table and the paths for the terminal.
+
+    A workdir that holds a finished run of these settings is left as it is.
+    """
+    summary_file = workdir / "summary.json"
+    if summary_file.exists():
+        summary = json.loads(summary_file.read_text(encoding="utf-8"))
+        note = "this run was finished before; remove its folder to run it again"
+        return f"{_table(summary)}\n\n{note}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
         problem = _load(settings)
     with clock.phase("plan"):
         plans = plan_segments(problem)
+    claim_workdir(workdir, settings)
     log = RunLog(workdir, _units(settings, plans))
     try:
         with clock.phase("distill"):
             results = _distill(problem, workdir, log)
         with clock.phase("evaluate"):
             rows = _evaluate(problem, results, log)
-        summary = _summary(problem, results, rows, clock)
-        write_json(workdir / "summary.json", summary)
+    finally:
+        log.close()
         write_json(
             workdir / "manifest.json",
             manifest(problem.dataset.content_hash, clock.seconds),
         )
-    finally:
-        log.close()
+    summary = _summary(problem, results, rows, clock)
+    write_json(summary_file, summary)
     return f"{_table(summary)}\n\n{_paths(workdir)}"
 
 
@@ -93,15 +109,14 @@ def _distill(problem: Problem, workdir: Path, log: RunLog) -> list[SegmentResult
         _save(problem, workdir, synthetic_set(finished))
         shares = decile_shares(problem, result.pool)
         log.metrics("segment", **_segment_record(problem, result, shares))
-        sizes = [len(members) for members in result.pool.members]
         figures.save_segment_grid(
             workdir / "images" / f"segment_{result.plan.segment:02d}.png",
             result.pixels,
             problem.dataset.class_names,
             f"{problem.dataset.name}: segment {result.plan.segment} of "
-            f"{problem.settings.dasm.segments}, {result.plan.size} per class, pool of "
-            f"{min(sizes)} to {max(sizes)} per class",
+            f"{problem.settings.dasm.segments}, {result.plan.size} images per class",
             shares,
+            _describe_pool(problem, result),
         )
 
     try:
@@ -120,6 +135,13 @@ def _save(problem: Problem, workdir: Path, synthetic: SyntheticSet) -> None:
         statistics=problem.statistics,
         class_names=problem.dataset.class_names,
     )
+
+
+def _describe_pool(problem: Problem, result: SegmentResult) -> str:
+    sizes = [len(members) for members in result.pool.members]
+    if sizes == [len(indices) for indices in problem.class_indices]:
+        return "pool: every real image"
+    return f"pool of {min(sizes)} to {max(sizes)} per class"
 
 
 def _segment_record(
@@ -223,7 +245,9 @@ def _table(summary: dict[str, Any]) -> str:
     )
     by_ipc: dict[int, dict[str, str]] = {}
     for row in summary["table"]:
-        cell = f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}"
+        cell = f"{100 * row['mean']:.1f}"
+        if row["std"] is not None:
+            cell += f" ± {100 * row['std']:.1f}"
         by_ipc.setdefault(row["ipc"], {})[row["set"]] = cell
     methods = list(dict.fromkeys(row["set"] for row in summary["table"]))
     lines = [head, "", "  ipc  " + "".join(f"{name:>14}" for name in methods)]
@@ -233,6 +257,7 @@ def _table(summary: dict[str, Any]) -> str:
         lines.append(f"{label:>5}  {row}".rstrip())
     lines += [
         "",
+        "± is over networks; Random is one draw, nested in the larger ones",
         f"budget {summary['budget']}: {summary['matching_flops']:.3g} matching FLOPs "
         f"in {summary['seconds_matching']:.0f} s, scoring "
         f"{summary['seconds_scoring']:.0f} s,",
