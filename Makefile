@@ -16,14 +16,14 @@ lint: .venv/test  ## style and types
 	$(BIN)/pyright
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dasm_jax needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dasm_jax needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 
 # Stamps: a second call installs nothing.
 .venv/run: requirements.txt | $(BIN)/python
 	$(PIP) -r requirements.txt
-	touch $@
+	@touch $@
 
 .venv/test: pyproject.toml .venv/run
 	$(PIP) -e ".[dev]"
-	touch $@
+	@touch $@
