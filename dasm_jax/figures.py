@@ -33,7 +33,7 @@ def save_segment_grid(
     """
     n_classes, count, height, width, _ = pixels.shape
     columns = min(count, MOST_COLUMNS)
-    zoom = max(1, 48 // height)
+    zoom = max(1, 64 // height)
     cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
     label_width = 8 + 7 * min(max(len(name) for name in class_names), 14)
     body_width = max(columns * cell_w, 430)

@@ -44,9 +44,14 @@ def nchw(images):
 
 
 def close(actual, desired, rtol):
-    """Relative to each array's scale: single entries may be at rounding level."""
+    """Relative to each array's scale, where that is above rounding level.
+
+    A bias ahead of a norm has gradient zero; what was recorded for it is noise of up to
+    1e-6, different on every machine.
+    """
     scale = np.abs(desired).max()
-    np.testing.assert_allclose(actual, desired, rtol=rtol, atol=rtol * scale + 3e-7)
+    noise = 3e-6 if scale < 2e-6 else 0.0
+    np.testing.assert_allclose(actual, desired, rtol=rtol, atol=rtol * scale + noise)
 
 
 def from_torch(arrays, prefix):
