@@ -16,6 +16,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from pathlib import Path
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (named in the hook below)
@@ -31,4 +32,19 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path, monkeypatch):
+    """No test sees the user's cache or TFDS folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DASM_CACHE_DIR", str(folder))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A prepared TFDS dataset of six images."""
+    from tests.data_cases import Tiny
+
+    return Tiny(tmp_path / "tfds").write()
