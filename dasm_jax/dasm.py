@@ -190,6 +190,7 @@ def _compile(
 
 def run_dasm(
     problem: Problem,
+    plans: list[SegmentPlan] | None = None,
     *,
     on_outer: Callable[[Progress], None] = lambda progress: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
@@ -198,6 +199,7 @@ def run_dasm(
 
     Args:
       problem: dataset and settings.
+      plans: what ``plan_segments`` says, where the caller has asked already.
       on_outer: called after every outer iteration.
       on_segment: called when a segment is frozen.
 
@@ -208,7 +210,7 @@ def run_dasm(
     make_pool = make_pool_maker(problem, root)
     programs: dict[int, Programs] = {}
     results: list[SegmentResult] = []
-    for plan in plan_segments(problem):
+    for plan in plans or plan_segments(problem):
         finished = [result.pixels for result in results]
         result = match_segment(
             problem, root, plan, programs, make_pool, finished, on_outer

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dasm_jax import evaluate, export, figures
+from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import (
     Progress,
     SegmentResult,
@@ -46,10 +47,10 @@ def run(settings: Settings, workdir: Path) -> str:
     with clock.phase("plan"):
         plans = plan_segments(problem)
     claim_workdir(workdir, settings)
-    log = RunLog(workdir, _units(settings, plans))
+    log = RunLog(workdir, _units(plans))
     try:
         with clock.phase("distill"):
-            results = _distill(problem, workdir, log)
+            results = _distill(problem, plans, workdir, log)
         with clock.phase("evaluate"):
             rows = _evaluate(problem, results, log)
     finally:
@@ -79,12 +80,14 @@ def _load(settings: Settings) -> Problem:
     return make_problem(settings, dataset)
 
 
-def _units(settings: Settings, plans: list) -> int:
+def _units(plans: list[SegmentPlan]) -> int:
     """Steps of the progress bar: outer iterations, and sets to evaluate."""
     return sum(plan.outer_iterations for plan in plans) + 2 * len(plans) + 1
 
 
-def _distill(problem: Problem, workdir: Path, log: RunLog) -> list[SegmentResult]:
+def _distill(
+    problem: Problem, plans: list[SegmentPlan], workdir: Path, log: RunLog
+) -> list[SegmentResult]:
     every = problem.settings.log.every
     finished: list[np.ndarray] = []
 
@@ -120,7 +123,7 @@ def _distill(problem: Problem, workdir: Path, log: RunLog) -> list[SegmentResult
         )
 
     try:
-        return run_dasm(problem, on_outer=on_outer, on_segment=on_segment)
+        return run_dasm(problem, plans, on_outer=on_outer, on_segment=on_segment)
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)
         log.line(str(error))
