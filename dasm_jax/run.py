@@ -1,10 +1,14 @@
 """From settings to an experiment."""
 
-from dasm_jax.experiments import distill
-from dasm_jax.settings import Settings
+from dasm_jax.experiments import compare, distill, recover
+from dasm_jax.schema import Settings
 from dasm_jax.workdir import open_workdir
 
-EXPERIMENTS = {"distill": distill.run}
+EXPERIMENTS = {
+    "distill": distill.run,
+    "recover": recover.run,
+    "compare": compare.run,
+}
 
 
 def run(settings: Settings, workdir: str) -> str:

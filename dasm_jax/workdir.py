@@ -18,9 +18,11 @@ import jax
 from tqdm import tqdm
 
 from dasm_jax import __version__
+from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
 from dasm_jax.export import write_atomically
-from dasm_jax.settings import Settings, differences, to_dict
+from dasm_jax.schema import Settings
+from dasm_jax.settings import to_dict
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -75,6 +77,20 @@ def write_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read what ``write_json`` wrote.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path} cannot be read; remove {path.parent} to run it again"
+        ) from None
 
 
 class RunLog:

@@ -1,0 +1,206 @@
+"""A table of matchers: each alone and under DASM, with Random, Full and SRe2L beside.
+
+Every cell is a run of its own, in a process of its own, so that its peak memory is its
+own too; finished cells are not run again.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dasm_jax import evaluate
+from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.experiments import distill, recover
+from dasm_jax.experiments.common import (
+    Table,
+    finished_summary,
+    load_problem,
+    percent,
+    written,
+)
+from dasm_jax.experiments.compare_table import Cell, render, renew_section
+from dasm_jax.export import write_atomically
+from dasm_jax.schema import Settings
+from dasm_jax.settings import changed
+from dasm_jax.workdir import (
+    PhaseClock,
+    RunLog,
+    claim_workdir,
+    manifest,
+    open_workdir,
+    read_json,
+    write_json,
+)
+
+# Du et al., "Sequential Subset Matching for Dataset Distillation", NeurIPS 2023, as a
+# control: DASM's segments, but no difficulty. Networks come from the segments so far.
+SEQMATCH = (
+    ("matcher.name", "idc"),
+    ("matcher.idc.trajectory.start", "segments"),
+    ("dasm.pool", "full"),
+    ("dasm.context", "cumulative"),
+)
+
+
+def cells_of(settings: Settings) -> list[Cell]:
+    """All runs that the table needs, the cheap ones of every kind first."""
+    c, segments = settings.compare, settings.dasm.segments
+    cells = []
+    for seed in c.seeds:
+        for ipc in sorted(c.ipcs):
+            cells.append(Cell("Random", "", ipc, seed, "baselines", ()))
+            for name in c.matchers:
+                for column, k in (("one segment", 1), ("DASM", segments)):
+                    changes = (("matcher.name", name), ("dasm.segments", k))
+                    cells.append(
+                        Cell(name.upper(), column, ipc, seed, "distill", changes)
+                    )
+            cells.append(Cell("SeqMatch", "DASM", ipc, seed, "distill", SEQMATCH))
+            cells.append(Cell("SRe2L", "one segment", ipc, seed, "recover", ()))
+    return cells
+
+
+def cell_settings(settings: Settings, cell: Cell) -> Settings:
+    """Settings of one cell, evaluated like all the others.
+
+    Raises:
+      UserError: the cell does not hold together.
+    """
+    return changed(
+        settings,
+        {
+            "experiment": "distill"
+            if cell.experiment == "baselines"
+            else cell.experiment,
+            "ipc": cell.ipc,
+            "seed": cell.seed,
+            "evaluate.seed": cell.seed,
+            "evaluate.prefixes": False,
+            "evaluate.baselines": False,
+            **dict(cell.changes),
+        },
+    )
+
+
+def run(settings: Settings, workdir: Path) -> str:
+    """Run all cells that are not finished; returns the table for the terminal.
+
+    Raises:
+      UserError: a cell's settings do not hold together, or the document cannot be
+        written.
+    """
+    cells = cells_of(settings)
+    each = {cell: cell_settings(settings, cell) for cell in cells}
+    claim_workdir(workdir, settings)
+    log = RunLog(workdir, len(cells))
+    results: dict[Cell, dict[str, Any]] = {}
+    # A fresh process per cell; 'spawn', because JAX is threaded.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as executor:
+        try:
+            for cell in cells:
+                folder = workdir / "cells" / cell.folder
+                failure = executor.submit(
+                    run_cell, cell.experiment, each[cell], str(folder)
+                ).result()
+                results[cell] = failure or _outcome(folder)
+                log.metrics("cell", cell=cell.folder, **results[cell])
+                log.advance(f"{cell.folder}: {_accuracy_text(results[cell])}", True)
+        finally:
+            log.close()
+    text = render(settings, results)
+    write_atomically(workdir / "table.md", lambda file: file.write(text.encode()))
+    paths = written(workdir, "table.md", "cells")
+    if settings.compare.document:
+        name = f"matchers: {settings.data.name}"
+        renew_section(Path(settings.compare.document), name, text)
+        paths += f"\n      {settings.compare.document}"
+    return f"{text}\n{paths}"
+
+
+def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any] | None:
+    """Run one cell; what went wrong is its result, not the end of the table."""
+    runs: dict[str, Callable[[Settings, Path], Any]] = {
+        "distill": distill.run,
+        "recover": recover.run,
+        "baselines": run_baselines,
+    }
+    try:
+        runs[experiment](settings, open_workdir(folder, settings))
+    except (UserError, NonFiniteError) as error:
+        return {"failure": str(error)}
+    return None
+
+
+def run_baselines(settings: Settings, workdir: Path) -> None:
+    """Random and Full under the recipe of the table."""
+    if finished_summary(workdir) is not None:
+        return
+    clock = PhaseClock()
+    problem = load_problem(settings)
+    claim_workdir(workdir, settings)
+    log = RunLog(workdir, 2)
+    try:
+        with clock.phase("evaluate"):
+            evaluator = evaluate.make_evaluator(problem)
+            table = Table(problem, log)
+            total = settings.ipc * problem.dataset.n_classes
+            random = evaluate.random_set(problem, settings.ipc, total)
+            table.add("Random", settings.ipc, evaluator(*random))
+            count = len(problem.dataset.train.labels)
+            full = evaluator(*evaluate.full_set(problem))
+            table.add("Full", count // problem.dataset.n_classes, full, stored=count)
+    finally:
+        log.close()
+        write_json(
+            workdir / "manifest.json",
+            manifest(problem.dataset.content_hash, clock.seconds),
+        )
+    write_json(workdir / "summary.json", {"table": table.rows})
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """What the table shows of a finished cell."""
+    summary = finished_summary(folder)
+    assert summary is not None, f"{folder} has no summary"
+    details = read_json(folder / "manifest.json")
+    row = summary["table"][-1 if "teacher_accuracy" not in summary else 0]
+    outcome = {
+        "mean": row["mean"],
+        "std": row["std"],
+        "seconds": sum(
+            value
+            for name, value in summary.items()
+            if name.startswith("seconds_") and name != "seconds_evaluating"
+        ),
+        "peak_bytes": max(v for v in details["peak_memory_bytes"].values() if v),
+        "commit": _short_commit(details["git_commit"]),
+        "date": details["date"][:10],
+        "device": f"{details['cpu_count']} cores, {', '.join(details['devices'])}",
+    }
+    if "label_bytes" in row:
+        outcome |= {
+            "label_bytes": row["label_bytes"],
+            "image_bytes": row["stored_bytes"],
+            "hard_mean": summary["table"][1]["mean"],
+        }
+    if len(summary["table"]) == 2 and summary["table"][1]["set"] == "Full":
+        random, full = summary["table"]
+        outcome |= {"mean": random["mean"], "std": random["std"]}
+        outcome |= {"full_mean": full["mean"], "full_std": full["std"]}
+    return outcome
+
+
+def _short_commit(commit: str | None) -> str:
+    if commit is None:
+        return "unknown"
+    number, dirty, _ = commit.partition("+")
+    return number[:7] + ("+dirty" if dirty else "")
+
+
+def _accuracy_text(result: dict[str, Any]) -> str:
+    if "failure" in result:
+        return result["failure"]
+    return f"{percent(result['mean'], result['std'])} %"
