@@ -19,15 +19,17 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "--workdir is missing; name the folder that the run may write to"
         )
+    from dasm_jax.data.cache import default_dir
+
+    # A program that was compiled once on this machine starts at once the next time. By
+    # the environment, so that processes which an experiment starts see it too.
+    programs = default_dir() / "xla"
+    if _can_write(programs):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
     import jax  # after the flags: it takes seconds
 
     from dasm_jax import run, settings
-    from dasm_jax.data.cache import default_dir
 
-    # A program that was compiled once on this machine starts at once the next time.
-    programs = default_dir() / "xla"
-    if _can_write(programs):
-        jax.config.update("jax_compilation_cache_dir", str(programs))
     try:
         print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
     except jax.errors.JaxRuntimeError as error:
