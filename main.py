@@ -26,19 +26,9 @@ def main(argv: list[str]) -> None:
     programs = default_dir() / "xla"
     if _can_write(programs):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
-    import jax  # after the flags: it takes seconds
+    from dasm_jax import run, settings  # after the flags: they take seconds
 
-    from dasm_jax import run, settings
-
-    try:
-        print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the device is out of memory; lower config.matcher.real_batch, "
-            "config.matcher.synthetic_batch or config.network.width"
-        ) from None
+    print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

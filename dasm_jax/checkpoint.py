@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dasm_jax.errors import UserError
-from dasm_jax.export import write_atomically
+from dasm_jax.files import write_atomically
 
 TREE = "tree"
 METADATA = "metadata.json"

@@ -34,11 +34,13 @@ def one_of(known: Iterable[str]) -> Check:
 
 
 def each(check: Check) -> Check:
-    """At least one value, and every one passes ``check``."""
+    """At least one value, no two alike, and every one passes ``check``."""
 
     def check_all(name: str, values: Any) -> None:
         if not values:
             raise UserError(f"config.{name} must not be empty")
+        if len(set(values)) < len(values):
+            raise UserError(f"config.{name} must not hold a value twice, got {values}")
         for value in values:
             check(name, value)
 

@@ -214,16 +214,12 @@ def match_segment(
                 pending.append(distances)
         distances = np.concatenate([np.asarray(d) for d in pending])
         now = np.asarray(
-            jnp.clip(
-                optimizers.image.interrupted(state.variables.pixels, state.image_opt),
-                0.0,
-                1.0,
-            )
+            optimizers.image.interrupted(state.variables.pixels, state.image_opt)
         )
         trouble = _trouble(problem, plan, outer, distances, now)
         if trouble:
             raise NonFiniteError(trouble, synthetic_set([*finished, good]))
-        good = now
+        good = now.clip(0.0, 1.0)
         spent = time.perf_counter() - began
         seconds = seconds._replace(matching=seconds.matching + spent)
         on_outer(Progress(plan, outer + 1, distances, spent))

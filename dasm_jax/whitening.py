@@ -1,7 +1,7 @@
 """ZCA whitening of training images, as in the trajectory-matching literature.
 
-Images are matched, and networks trained, where pixels are decorrelated; the set is
-mapped back before it is stored.
+Networks see images whose pixels are decorrelated. Synthetic images stay as they are, in
+[0, 1], and are whitened like real ones; the set is stored with what maps both ways.
 """
 
 import math

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
-from dasm_jax.export import write_atomically
+from dasm_jax.files import write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
@@ -67,30 +67,6 @@ def claim_workdir(workdir: Path, settings: Settings) -> None:
 
 def _as_json(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(to_dict(settings)))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def read_json(path: Path) -> Any:
-    """Read what ``write_json`` wrote.
-
-    Raises:
-      UserError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(
-            f"{path} cannot be read; remove {path.parent} to run it again"
-        ) from None
 
 
 class RunLog:

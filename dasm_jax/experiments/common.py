@@ -1,16 +1,21 @@
 """What experiments share: loading, rows of a table, and what is printed at the end."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dasm_jax.data import load_dataset
+from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
+from dasm_jax.files import read_json, write_json
 from dasm_jax.problem import Problem, make_problem
-from dasm_jax.schema import Settings
+from dasm_jax.schema import BatchMethodSettings, Settings
 from dasm_jax.settings import check_against_data
-from dasm_jax.workdir import RunLog, read_json
+from dasm_jax.workdir import PhaseClock, RunLog, claim_workdir, manifest
 
 FINISHED = "this run was finished before; remove its folder to run it again"
 
@@ -36,6 +41,28 @@ def load_problem(settings: Settings) -> Problem:
     return make_problem(settings, dataset)
 
 
+@contextmanager
+def memory_explained(settings: Settings) -> Iterator[None]:
+    """Say what to lower when the device runs out of memory.
+
+    Raises:
+      UserError: it did.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        matcher = settings.matcher.active
+        names = [f"matcher.{settings.matcher.name}.synthetic_batch", "network.width"]
+        if isinstance(matcher, BatchMethodSettings):
+            names.insert(0, f"matcher.{settings.matcher.name}.real_batch")
+        raise UserError(
+            "the device is out of memory; lower "
+            + " or ".join(f"config.{name}" for name in names)
+        ) from None
+
+
 def finished_summary(workdir: Path) -> dict[str, Any] | None:
     """What a finished run wrote, or None where it is not finished.
 
@@ -44,6 +71,26 @@ def finished_summary(workdir: Path) -> dict[str, Any] | None:
     """
     path = workdir / "summary.json"
     return read_json(path) if path.exists() else None
+
+
+@contextmanager
+def recorded(
+    problem: Problem, workdir: Path, clock: PhaseClock, units: int
+) -> Iterator[RunLog]:
+    """Claim the folder and log ``units`` of work; in the end, whatever it is, say where
+    the numbers come from.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    claim_workdir(workdir, problem.settings)
+    log = RunLog(workdir, units)
+    try:
+        yield log
+    finally:
+        log.close()
+        content_hash = problem.dataset.content_hash
+        write_json(workdir / "manifest.json", manifest(content_hash, clock.seconds))
 
 
 class Table:

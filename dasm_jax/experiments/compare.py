@@ -7,6 +7,7 @@ own too; finished cells are not run again.
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,25 @@ from dasm_jax.experiments.common import (
     Table,
     finished_summary,
     load_problem,
+    memory_explained,
     percent,
+    recorded,
     written,
 )
-from dasm_jax.experiments.compare_table import Cell, render, renew_section
-from dasm_jax.export import write_atomically
+from dasm_jax.experiments.compare_table import (
+    Cell,
+    check_document,
+    render,
+    renew_section,
+)
+from dasm_jax.files import read_json, write_atomically, write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
 from dasm_jax.workdir import (
     PhaseClock,
     RunLog,
     claim_workdir,
-    manifest,
     open_workdir,
-    read_json,
-    write_json,
 )
 
 # Du et al., "Sequential Subset Matching for Dataset Distillation", NeurIPS 2023, as a
@@ -93,31 +98,40 @@ def run(settings: Settings, workdir: Path) -> str:
     """
     cells = cells_of(settings)
     each = {cell: cell_settings(settings, cell) for cell in cells}
+    document = Path(settings.compare.document).expanduser()
+    if settings.compare.document:
+        check_document(document)
     claim_workdir(workdir, settings)
     log = RunLog(workdir, len(cells))
     results: dict[Cell, dict[str, Any]] = {}
-    # A fresh process per cell; 'spawn', because JAX is threaded.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as executor:
-        try:
-            for cell in cells:
-                folder = workdir / "cells" / cell.folder
-                failure = executor.submit(
-                    run_cell, cell.experiment, each[cell], str(folder)
-                ).result()
-                results[cell] = failure or _outcome(folder)
-                log.metrics("cell", cell=cell.folder, **results[cell])
-                log.advance(f"{cell.folder}: {_accuracy_text(results[cell])}", True)
-        finally:
-            log.close()
+    try:
+        for cell in cells:
+            folder = workdir / "cells" / cell.folder
+            failure = _in_a_process(cell.experiment, each[cell], str(folder))
+            results[cell] = failure or _outcome(folder)
+            log.metrics("cell", cell=cell.folder, **results[cell])
+            log.advance(f"{cell.folder}: {_accuracy_text(results[cell])}", True)
+    finally:
+        log.close()
     text = render(settings, results)
     write_atomically(workdir / "table.md", lambda file: file.write(text.encode()))
     paths = written(workdir, "table.md", "cells")
     if settings.compare.document:
         name = f"matchers: {settings.data.name}"
-        renew_section(Path(settings.compare.document), name, text)
-        paths += f"\n      {settings.compare.document}"
+        renew_section(document, name, text)
+        paths += f"\n      {document}"
     return f"{text}\n{paths}"
+
+
+def _in_a_process(
+    experiment: str, settings: Settings, folder: str
+) -> dict[str, Any] | None:
+    context = multiprocessing.get_context("spawn")  # JAX is threaded
+    with ProcessPoolExecutor(1, context) as executor:
+        try:
+            return executor.submit(run_cell, experiment, settings, folder).result()
+        except BrokenProcessPool:
+            return {"failure": "its process was killed, perhaps for want of memory"}
 
 
 def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any] | None:
@@ -128,7 +142,8 @@ def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any]
         "baselines": run_baselines,
     }
     try:
-        runs[experiment](settings, open_workdir(folder, settings))
+        with memory_explained(settings):
+            runs[experiment](settings, open_workdir(folder, settings))
     except (UserError, NonFiniteError) as error:
         return {"failure": str(error)}
     return None
@@ -140,24 +155,15 @@ def run_baselines(settings: Settings, workdir: Path) -> None:
         return
     clock = PhaseClock()
     problem = load_problem(settings)
-    claim_workdir(workdir, settings)
-    log = RunLog(workdir, 2)
-    try:
-        with clock.phase("evaluate"):
-            evaluator = evaluate.make_evaluator(problem)
-            table = Table(problem, log)
-            total = settings.ipc * problem.dataset.n_classes
-            random = evaluate.random_set(problem, settings.ipc, total)
-            table.add("Random", settings.ipc, evaluator(*random))
-            count = len(problem.dataset.train.labels)
-            full = evaluator(*evaluate.full_set(problem))
-            table.add("Full", count // problem.dataset.n_classes, full, stored=count)
-    finally:
-        log.close()
-        write_json(
-            workdir / "manifest.json",
-            manifest(problem.dataset.content_hash, clock.seconds),
-        )
+    with recorded(problem, workdir, clock, 2) as log, clock.phase("evaluate"):
+        evaluator = evaluate.make_evaluator(problem)
+        table = Table(problem, log)
+        total = settings.ipc * problem.dataset.n_classes
+        random = evaluate.random_set(problem, settings.ipc, total)
+        table.add("Random", settings.ipc, evaluator(*random))
+        count = len(problem.dataset.train.labels)
+        full = evaluator(*evaluate.full_set(problem))
+        table.add("Full", count // problem.dataset.n_classes, full, stored=count)
     write_json(workdir / "summary.json", {"table": table.rows})
 
 

@@ -1,13 +1,14 @@
 """How a comparison of matchers is printed."""
 
 import statistics
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import percent
-from dasm_jax.export import write_atomically
+from dasm_jax.files import write_atomically
 from dasm_jax.schema import Settings
 
 
@@ -94,8 +95,7 @@ def _table_of(
         "| seconds | peak MB |",
         "|---|---|---|---|---|",
     ]
-    rows = dict.fromkeys(cell.row for cell in results if cell.row != "Random")
-    for row in rows:
+    for row in dict.fromkeys(cell.row for cell in results if cell.column):
         cells, seconds, peaks = [], [], []
         for column in ("one segment", "DASM"):
             found = of(row, column)
@@ -104,24 +104,23 @@ def _table_of(
             if entry:
                 seconds.append(f"{entry.seconds:.0f}")
                 peaks.append(f"{entry.peak_bytes / 1e6:.0f}")
-            notes += [
-                f"- {row}, {column or 'alone'}, IPC {ipc}: {result['failure']}"
-                for result in found
-                if "failure" in result
-            ]
-            notes += [
-                _bytes_note(row, ipc, result)
-                for result in found[:1]
-                if "label_bytes" in result
-            ]
+            notes += _failures(f"{row}, {column}, IPC {ipc}", found)
+            labelled = [result for result in found if "label_bytes" in result]
+            notes += [_bytes_note(row, ipc, result) for result in labelled[:1]]
         lines.append(
             f"| {row} | {cells[0]} | {cells[1]} | {' / '.join(seconds)} "
             f"| {' / '.join(peaks)} |"
         )
     for name, entry in (("Random", random), ("Full", full)):
-        if entry:
-            lines.append(f"| {name} | {percent(entry.mean, entry.std)} | | | |")
+        cell = _cell_text(entry, None, bool(of("Random", "")))
+        lines.append(f"| {name} | {cell} | | | |")
+    notes += _failures(f"Random and Full, IPC {ipc}", of("Random", ""))
     return [*lines, ""]
+
+
+def _failures(what: str, found: list[dict[str, Any]]) -> list[str]:
+    failed = [result for result in found if "failure" in result]
+    return [f"- {what}: {result['failure']}" for result in failed]
 
 
 def _cell_text(entry: Entry | None, random: Entry | None, wanted: bool) -> str:
@@ -149,10 +148,7 @@ def renew_section(document: Path, name: str, text: str) -> None:
       UserError: the document cannot be read or written.
     """
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    try:
-        old = document.read_text(encoding="utf-8") if document.exists() else ""
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {document}: {error}") from None
+    old = _read(document)
     if begin in old and end in old:
         head, _, rest = old.partition(begin)
         _, _, tail = rest.partition(end)
@@ -160,3 +156,28 @@ def renew_section(document: Path, name: str, text: str) -> None:
         head, tail = old + "\n" * bool(old), ""
     new = f"{head}{begin}{text}{end}{tail}"
     write_atomically(document, lambda file: file.write(new.encode()))
+
+
+def check_document(document: Path) -> None:
+    """See that a section could be renewed, before hours are spent on it.
+
+    Raises:
+      UserError: the document cannot be read, or its folder not be written.
+    """
+    _read(document)
+    try:
+        tempfile.TemporaryFile(dir=document.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"config.compare.document: cannot write {document}: {error.strerror}"
+        ) from None
+
+
+def _read(document: Path) -> str:
+    try:
+        # Bytes, so that line breaks stay as they are.
+        return document.read_bytes().decode() if document.exists() else ""
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"config.compare.document: cannot read {document}: {error}"
+        ) from None

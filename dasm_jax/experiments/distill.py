@@ -20,21 +20,17 @@ from dasm_jax.experiments.common import (
     Table,
     finished_summary,
     load_problem,
+    recorded,
     render_table,
     written,
 )
+from dasm_jax.files import write_json
 from dasm_jax.plan import plan_segments
 from dasm_jax.pools import decile_shares
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.schema import Settings
 from dasm_jax.types import SyntheticSet
-from dasm_jax.workdir import (
-    PhaseClock,
-    RunLog,
-    claim_workdir,
-    manifest,
-    write_json,
-)
+from dasm_jax.workdir import PhaseClock, RunLog
 
 
 def run(settings: Settings, workdir: Path) -> str:
@@ -50,19 +46,11 @@ def run(settings: Settings, workdir: Path) -> str:
         problem = load_problem(settings)
     with clock.phase("plan"):
         plans = plan_segments(problem)
-    claim_workdir(workdir, settings)
-    log = RunLog(workdir, _units(settings, plans))
-    try:
+    with recorded(problem, workdir, clock, _units(settings, plans)) as log:
         with clock.phase("distill"):
             results = _distill(problem, plans, workdir, log)
         with clock.phase("evaluate"):
             rows = _evaluate(problem, results, log)
-    finally:
-        log.close()
-        write_json(
-            workdir / "manifest.json",
-            manifest(problem.dataset.content_hash, clock.seconds),
-        )
     summary = _summary(problem, results, rows, clock)
     write_json(workdir / "summary.json", summary)
     return f"{_report(summary)}\n\n{_paths(workdir)}"

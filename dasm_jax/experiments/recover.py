@@ -18,16 +18,18 @@ from dasm_jax.experiments.common import (
     Table,
     finished_summary,
     load_problem,
+    recorded,
     render_table,
     written,
 )
+from dasm_jax.files import write_json
 from dasm_jax.keys import Use, key_for
 from dasm_jax.nets import Network
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schema import Settings
 from dasm_jax.types import ArrayDataset, Params, SyntheticSet
-from dasm_jax.workdir import PhaseClock, RunLog, claim_workdir, manifest, write_json
+from dasm_jax.workdir import PhaseClock, RunLog
 
 
 def run(settings: Settings, workdir: Path) -> str:
@@ -38,9 +40,7 @@ def run(settings: Settings, workdir: Path) -> str:
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)
-    claim_workdir(workdir, settings)
-    log = RunLog(workdir, 4)
-    try:
+    with recorded(problem, workdir, clock, 4) as log:
         with clock.phase("teach"):
             teacher, params, accuracy = _teach(problem)
             log.advance(f"teacher: {100 * accuracy:.1f} %", True)
@@ -56,12 +56,6 @@ def run(settings: Settings, workdir: Path) -> str:
         )
         with clock.phase("evaluate"):
             rows = _evaluate(problem, teacher, params, synthetic, log)
-    finally:
-        log.close()
-        write_json(
-            workdir / "manifest.json",
-            manifest(problem.dataset.content_hash, clock.seconds),
-        )
     summary = {
         "dataset": problem.dataset.name,
         "seed": settings.seed,
@@ -127,7 +121,8 @@ def _evaluate(
     data = jax.device_put(ArrayDataset(synthetic.pixels, synthetic.labels))
     table = sampling.prefix_table(count, count)
     label_fn = recovery.make_teacher_labels(teacher, params, s.recover.temperature)
-    views = s.evaluate.steps * min(s.evaluate.recipe.batch, count)
+    # A batch goes round where there are fewer images; every view has its own label.
+    views = s.evaluate.steps * s.evaluate.recipe.batch
     label_bytes = recovery.label_bytes(views, problem.dataset.n_classes)
     rows = Table(problem, log)
     soft = evaluate.make_evaluator(problem, label_fn=label_fn)(data, table)
