@@ -24,7 +24,7 @@ from dasm_jax.pools import MakePool, Pool, make_pool_maker
 from dasm_jax.problem import Problem
 from dasm_jax.schema import BatchMethodSettings
 from dasm_jax.segment import SegmentData, SegmentState, Variables
-from dasm_jax.supply import Supply, make_supply
+from dasm_jax.supply import Supplier, make_supplier
 from dasm_jax.types import SyntheticSet
 
 
@@ -136,14 +136,14 @@ def run_dasm(
     """
     root = jax.random.key(problem.settings.seed)
     make_pool = make_pool_maker(problem, root)
+    supplier = make_supplier(problem, root, experts_folder)
     programs: dict[tuple[int, int], Programs] = {}
     results: list[SegmentResult] = []
     for plan in plans or plan_segments(problem):
         finished = [result.pixels for result in results]
         pool = make_pool(plan.segment, 0, finished)
-        supply = make_supply(problem, root, plan, pool, experts_folder)
         result = match_segment(
-            problem, root, plan, programs, make_pool, pool, supply, finished, on_outer
+            problem, root, plan, programs, make_pool, supplier, pool, finished, on_outer
         )
         results.append(result)
         on_segment(result)
@@ -156,8 +156,8 @@ def match_segment(
     plan: SegmentPlan,
     programs: dict[tuple[int, int], Programs],
     make_pool: MakePool,
+    supplier: Supplier,
     pool: Pool,
-    supply: Supply,
     finished: list[np.ndarray],
     on_outer: Callable[[Progress], None],
 ) -> SegmentResult:
@@ -173,6 +173,7 @@ def match_segment(
     learner = problem.method.learner(plan.size, plan.inner, context_of(problem))
     data = _segment_data(problem, plan, pool, 0, finished)
     pixels = _start_pixels(problem, root, plan, pool)
+    supply = supplier(plan, pool)
     given = supply.given(0)
     state = distill.start_segment(
         Variables(pixels, problem.method.learned), given, data, learner, optimizers
@@ -201,7 +202,7 @@ def match_segment(
             pool = make_pool(plan.segment, outer // every, [*finished, good])
             seconds = seconds._replace(scoring=seconds.scoring + pool.seconds)
             data = _segment_data(problem, plan, pool, outer // every, finished)
-            supply = make_supply(problem, root, plan, pool, None)
+            supply = supplier(plan, pool)
             anew = learner if _network_data(problem) == "pool" else None
             state = distill.change_pool(state, data, supply.given(outer), anew)
         began = time.perf_counter()

@@ -117,9 +117,9 @@ def make_expert_trainer(
 
 
 def expert_trajectories(
+    train: ExpertTrainer,
     network: Network,
     plan: ExpertPlan,
-    statistics: Normalization,
     *,
     root: Key[Array, ""],
     segment: int,
@@ -128,14 +128,13 @@ def expert_trajectories(
     folder: Path | None,
     identity: dict[str, Any],
     on_chunk: Callable[[int], None] = lambda done: None,
-    train: ExpertTrainer | None = None,
 ) -> Params:
     """The buffer of a segment: trained, or read where it was stored.
 
     Args:
-      network: what is trained.
+      train: from ``make_expert_trainer``.
+      network: what it trains.
       plan: how many, for how long, and how.
-      statistics: normalisation of the images.
       root: key made from the seed.
       segment: counted from 1.
       data: images and labels.
@@ -143,7 +142,6 @@ def expert_trajectories(
       folder: where experts are stored as soon as they are finished; None: nowhere.
       identity: plain JSON that tells apart experts that must not be mixed.
       on_chunk: called with the number of experts that are ready.
-      train: from ``make_expert_trainer``, for those who need it for several segments.
 
     Returns:
       NumPy arrays [experts, epochs + 1, …]. After an interruption they are the same as
@@ -153,7 +151,6 @@ def expert_trajectories(
       UserError: an expert diverges, the folder holds experts of another identity or
         damaged ones, or it cannot be written.
     """
-    train = train or make_expert_trainer(network, plan, statistics)
     identity = json.loads(json.dumps({**identity, "epochs": plan.epochs}))
     stored = set() if folder is None else _find_stored(folder, segment, plan, identity)
     buffer = _make_buffer(network, plan.experts, plan.epochs)

@@ -29,30 +29,36 @@ class Supply(NamedTuple):
     seconds: float  # spent on experts
 
 
-def make_supply(
-    problem: Problem,
-    root: jax.Array,
-    plan: SegmentPlan,
-    pool: Pool,
-    folder: Path | None,
-) -> Supply:
-    """Networks of one segment; for trajectory matching its experts are trained here.
+# (plan, pool) -> what the networks of a segment start from
+Supplier = Callable[[SegmentPlan, Pool], Supply]
+
+
+def make_supplier(problem: Problem, root: jax.Array, folder: Path | None) -> Supplier:
+    """Supply of every segment; for trajectory matching its experts are trained here.
 
     Args:
       problem: the fixed pieces.
       root: key of the synthesis.
-      plan: of the segment.
-      pool: whose networks, or on which experts are trained.
       folder: where experts are kept; ``None``: nowhere.
 
-    Raises:
-      UserError: stored experts belong to something else, or are damaged.
+    Returns:
+      ``supply(plan, pool)``. It raises a ``UserError`` where stored experts belong to
+      something else or are damaged, and where one diverges.
     """
     m = problem.settings.matcher.active
     if isinstance(m, TrajectoryMatchingSettings):
-        return _expert_supply(problem, m, root, plan, pool, folder)
+        return _make_expert_supplier(problem, m, root, folder)
     assert isinstance(m, BatchMethodSettings)
+    return lambda plan, pool: _network_supply(problem, m, root, plan, pool)
 
+
+def _network_supply(
+    problem: Problem,
+    m: BatchMethodSettings,
+    root: jax.Array,
+    plan: SegmentPlan,
+    pool: Pool,
+) -> Supply:
     def given(outer: int) -> Any:
         if m.trajectory.start == "segments" and pool.networks:
             return pool.networks[outer % len(pool.networks)]
@@ -64,48 +70,57 @@ def make_supply(
     return Supply(given, 0.0)
 
 
-def _expert_supply(
+def _make_expert_supplier(
     problem: Problem,
     m: TrajectoryMatchingSettings,
     root: jax.Array,
-    plan: SegmentPlan,
-    pool: Pool,
     folder: Path | None,
-) -> Supply:
-    began = time.perf_counter()
-    members = np.sort(np.concatenate(pool.members))
-    count = len(problem.dataset.train.labels)
-    if len(members) == count and m.folder:
-        folder = Path(m.folder).expanduser().absolute()
-    elif folder is not None:
-        folder = folder / f"segment_{plan.segment:02d}"
+) -> Supplier:
     at_once = 1 if jax.default_backend() == "cpu" else EXPERTS_AT_ONCE
-    buffer = experts.expert_trajectories(
-        problem.network,
-        ExpertPlan(m.experts, m.epochs, m.at_once or at_once, recipe_from(m.recipe)),
-        problem.statistics,
-        root=root,
-        segment=plan.segment,
-        data=problem.real,
-        table=sampling.make_table([members], count),
-        folder=folder,
-        identity=expert_identity(problem, m, members),
+    expert_plan = ExpertPlan(
+        m.experts, m.epochs, m.at_once or at_once, recipe_from(m.recipe)
     )
-    first, last = experts.epoch_window(
-        plan.segment, problem.settings.dasm.segments, m.max_start
+    train = experts.make_expert_trainer(
+        problem.network, expert_plan, problem.statistics
     )
+    count = len(problem.dataset.train.labels)
 
-    def given(outer: int) -> Any:
-        return experts.draw_spans(
-            key_for(root, Use.EXPERT_SPAN, plan.segment, outer),
-            buffer,
-            count=plan.inner,
-            first=first,
-            last=last,
-            length=m.expert_epochs,
+    def folder_for(plan: SegmentPlan, members: np.ndarray) -> Path | None:
+        if len(members) == count and m.folder:
+            return Path(m.folder).expanduser().absolute()
+        return folder / f"segment_{plan.segment:02d}" if folder is not None else None
+
+    def supply(plan: SegmentPlan, pool: Pool) -> Supply:
+        began = time.perf_counter()
+        members = np.sort(np.concatenate(pool.members))
+        buffer = experts.expert_trajectories(
+            train,
+            problem.network,
+            expert_plan,
+            root=root,
+            segment=plan.segment,
+            data=problem.real,
+            table=sampling.make_table([members], count),
+            folder=folder_for(plan, members),
+            identity=expert_identity(problem, m, members),
+        )
+        first, last = experts.epoch_window(
+            plan.segment, problem.settings.dasm.segments, m.max_start
         )
 
-    return Supply(given, time.perf_counter() - began)
+        def given(outer: int) -> Any:
+            return experts.draw_spans(
+                key_for(root, Use.EXPERT_SPAN, plan.segment, outer),
+                buffer,
+                count=plan.inner,
+                first=first,
+                last=last,
+                length=m.expert_epochs,
+            )
+
+        return Supply(given, time.perf_counter() - began)
+
+    return supply
 
 
 def expert_identity(

@@ -12,7 +12,7 @@ from dasm_jax.loops import Loop
 from dasm_jax.plan import matching_flops, plan_segments
 from dasm_jax.pools import Pool
 from dasm_jax.segment import Variables
-from dasm_jax.supply import make_supply
+from dasm_jax.supply import make_supplier
 from tests.small import small_problem
 
 
@@ -291,7 +291,7 @@ def test_networks_start_from_those_trained_on_finished_segments():
     plan = plan_segments(problem)[1]
     pool = Pool(problem.class_indices, None, ["first", "second"], 0.0)
     root = jax.random.key(0)
-    supply = make_supply(problem, root, plan, pool, None)
+    supply = make_supplier(problem, root, None)(plan, pool)
     assert [supply.given(i) for i in range(3)] == ["first", "second", "first"]
 
 

@@ -70,9 +70,9 @@ def train(numbers, segment=1, table=None, **changes):
 
 def trajectories(folder=None, identity=IDENTITY, segment=1, on_chunk=None, **changes):
     return experts.expert_trajectories(
+        trainer(epochs=changes.get("epochs", 2)),
         network(),
         plan(**changes),
-        PLAIN,
         root=ROOT,
         segment=segment,
         data=images(),
@@ -80,7 +80,6 @@ def trajectories(folder=None, identity=IDENTITY, segment=1, on_chunk=None, **cha
         folder=folder,
         identity=identity,
         on_chunk=on_chunk or (lambda done: None),
-        train=trainer(epochs=changes.get("epochs", 2)),
     )
 
 
@@ -236,16 +235,15 @@ def test_finished_experts_are_not_trained_again(tmp_path, monkeypatch):
 
     def with_counting(**changes):
         return experts.expert_trajectories(
+            counting,
             network(),
             plan(**changes),
-            PLAIN,
             root=ROOT,
             segment=1,
             data=images(),
             table=some_images(),
             folder=tmp_path,
             identity=IDENTITY,
-            train=counting,
         )
 
     whole = with_counting()

@@ -23,7 +23,7 @@ from dasm_jax.pools import Pool
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schema import MATCHERS
 from dasm_jax.segment import Variables
-from dasm_jax.supply import make_supply
+from dasm_jax.supply import make_supplier
 from dasm_jax.types import Normalization
 from dasm_jax.whitening import fit_whitening
 from tests.small import small_problem
@@ -222,7 +222,7 @@ def test_one_segment_of_trajectory_matching_is_the_public_loop():
     m = problem.settings.matcher.mtt
     (plan,) = plan_segments(problem)
     whole = Pool(problem.class_indices, None, [], 0.0)
-    supply = make_supply(problem, ROOT, plan, whole, None)
+    supply = make_supplier(problem, ROOT, None)(plan, whole)
     inputs = training.normalize(start_of(problem), problem.statistics)
     labels = jnp.repeat(jnp.arange(2, dtype=jnp.int32), IPC)
     low, high = (
@@ -348,11 +348,12 @@ def test_experts_of_a_segment_learn_from_its_pool_in_its_window():
     m = problem.settings.matcher.mtt
     plan = plan_segments(problem)[1]
     members = [indices[5:30] for indices in problem.class_indices]
-    supply = make_supply(problem, ROOT, plan, Pool(members, None, [], 0.0), None)
+    supply = make_supplier(problem, ROOT, None)(plan, Pool(members, None, [], 0.0))
+    expert_plan = experts.ExpertPlan(m.experts, m.epochs, 1, recipe_from(m.recipe))
     buffer = experts.expert_trajectories(
+        experts.make_expert_trainer(problem.network, expert_plan, problem.statistics),
         problem.network,
-        experts.ExpertPlan(m.experts, m.epochs, 1, recipe_from(m.recipe)),
-        problem.statistics,
+        expert_plan,
         root=ROOT,
         segment=2,
         data=problem.real,

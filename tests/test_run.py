@@ -76,6 +76,26 @@ def test_synthetic_file_is_complete_and_holds_no_pickle(finished):
     np.testing.assert_allclose(arrays["std"], train.std(), rtol=1e-5)
 
 
+def test_the_whitening_goes_with_the_set(finished, tmp_path):
+    workdir, _ = finished
+    start(tmp_path, data__zca=True, evaluate__networks=1)
+    with np.load(workdir / "synthetic.npz") as file:
+        assert not [name for name in file.files if "zca" in name]
+    with np.load(tmp_path / "synthetic.npz", allow_pickle=False) as file:
+        mean, std, images = file["mean"], file["std"], file["images"]
+        shift, matrix, inverse = (
+            file[f"zca_{name}"] for name in ("mean", "matrix", "inverse")
+        )
+    assert images.min() >= 0  # the images themselves are as they look
+    train = small_dataset(2).train.images / np.float32(255)
+    flat = ((train - mean) / std).reshape(len(train), -1)
+    seen = (flat - shift) @ matrix
+    covariance = np.cov(seen.T)
+    # Directions that vary much more than epsilon = 0.1 end up with a variance near 1.
+    assert np.linalg.eigvalsh(covariance)[-5:] == pytest.approx(1, abs=0.1)
+    np.testing.assert_allclose(seen @ inverse + shift, flat, atol=1e-4)
+
+
 def test_decoded_images_belong_to_their_class_and_segment(tmp_path):
     start(tmp_path, synthetic__factor=2, evaluate__networks=1)
     with np.load(tmp_path / "synthetic.npz") as file:
