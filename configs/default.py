@@ -37,7 +37,9 @@ def get_config() -> ConfigDict:
     network.norm = "instance"  # instance or batch
 
     config.synthetic = synthetic = ConfigDict()
-    synthetic.factor = 2  # f: a stored image holds f×f tiles (IDC's multi-formation)
+    # f: a stored image holds f×f tiles (IDC's multi-formation); 0: as the matcher
+    # published it, 2 for idc and 1 for all others.
+    synthetic.factor = 0
     synthetic.formation = "single"  # single, multi (factors 1…f), bound (at most 128)
     synthetic.init = "mix"  # mix (f² real images per stored one), random, kmeans, noise
 

@@ -1,7 +1,9 @@
-"""The matchers, each with the values of its publication for 32 px colour images.
+"""The matchers, each with published values for 32 px colour images.
 
 ``config.matcher.name`` picks one; only its own group is read, so that changing the name
 changes everything that belongs to it. Fields that several have are explained once.
+Where a program differs from the public ones beyond these values, docs/method.md says so
+(augmentation: all operations in a row, as IDC, where DSA and its successors pick one).
 """
 
 from ml_collections import ConfigDict
@@ -9,8 +11,9 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.name = "idc"  # idc, dc, dsa, dm, cafe or mtt
+    config.name = "idc"  # idc, idc_i, dc, dsa, dm, cafe or mtt
     config.idc = idc()
+    config.idc_i = idc()  # IDC without tiles: synthetic.factor=1
     config.dc = dc()
     config.dsa = dsa()
     config.dm = dm()
@@ -20,7 +23,7 @@ def get_config() -> ConfigDict:
 
 
 def idc() -> ConfigDict:
-    """Gradients of networks trained on real images; with synthetic.factor=1 IDC-I."""
+    """Gradients of networks trained on real images."""
     config = ConfigDict()
     config.metric = "mse"  # mse, l1, l1_mean or cos, between gradients
     config.layers = "conv"  # conv (kernels), kernels (dense ones too) or all

@@ -22,7 +22,7 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.pools import MakePool, Pool, make_pool_maker
 from dasm_jax.problem import Problem
-from dasm_jax.schema import BatchMethodSettings
+from dasm_jax.schema import BatchMethodSettings, TrajectoryMatchingSettings
 from dasm_jax.segment import SegmentData, SegmentState, Variables
 from dasm_jax.supply import Supplier, make_supplier
 from dasm_jax.types import SyntheticSet
@@ -65,7 +65,7 @@ def _start_pixels(
             key_for(root, Use.IMAGE_INIT, plan.segment, label),
             problem.dataset.train.images[members],
             plan.size,
-            problem.settings.synthetic.factor,
+            problem.settings.factor,
         )
         for label, members in enumerate(pool.members)
     ]
@@ -119,6 +119,7 @@ def run_dasm(
     plans: list[SegmentPlan] | None = None,
     *,
     experts_folder: Path | None = None,
+    on_expert: Callable[[int, int], None] = lambda segment, done: None,
     on_outer: Callable[[Progress], None] = lambda progress: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
 ) -> list[SegmentResult]:
@@ -128,6 +129,7 @@ def run_dasm(
       problem: dataset and settings.
       plans: what ``plan_segments`` says, where the caller has asked already.
       experts_folder: where expert trajectories are kept; ``None``: in memory only.
+      on_expert: called with segment and number of experts that are ready.
       on_outer: called after every outer iteration.
       on_segment: called when a segment is frozen.
 
@@ -136,7 +138,7 @@ def run_dasm(
     """
     root = jax.random.key(problem.settings.seed)
     make_pool = make_pool_maker(problem, root)
-    supplier = make_supplier(problem, root, experts_folder)
+    supplier = make_supplier(problem, root, experts_folder, on_expert)
     programs: dict[tuple[int, int], Programs] = {}
     results: list[SegmentResult] = []
     for plan in plans or plan_segments(problem):
@@ -269,10 +271,13 @@ def _trouble(
         where += f", class {label} ({problem.dataset.class_names[label]})"
     else:
         return None
+    matcher = problem.settings.matcher
+    fields = f"config.matcher.{matcher.name}.image.lr"
+    if isinstance(matcher.active, TrajectoryMatchingSettings):
+        fields += f", config.matcher.{matcher.name}.step_size or step_size_lr"
     return (
-        f"{what} is not finite in {where}; lower "
-        f"config.matcher.{problem.settings.matcher.name}.image.lr (the segment's "
-        f"rate is {plan.learning_rate:g}); the last good set is kept"
+        f"{what} is not finite in {where}; lower {fields} (the segment's image rate is "
+        f"{plan.learning_rate:g}); the last good set is kept"
     )
 
 

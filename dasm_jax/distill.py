@@ -22,8 +22,6 @@ from dasm_jax.objectives import Objective
 from dasm_jax.segment import SegmentData, SegmentState, Variables
 from dasm_jax.types import Array
 
-SMALLEST_STEP_SIZE = 1e-6
-
 
 class Optimizers(NamedTuple):
     """Of the pixels, and of what is learned beside them."""
@@ -70,12 +68,7 @@ def make_step(
         updates, learned_opt = optimizers.learned.update(
             grads.learned, state.learned_opt, learned
         )
-        learned = jax.tree.map(
-            # A student that does not move, or backwards, teaches nothing.
-            lambda value, update: jnp.maximum(value + update, SMALLEST_STEP_SIZE),
-            learned,
-            updates,
-        )
+        learned = optax.apply_updates(learned, updates)
         state = state._replace(
             variables=Variables(pixels, learned),
             image_opt=image_opt,

@@ -13,7 +13,7 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.sampling import IndexTable
-from dasm_jax.training import LabelFn
+from dasm_jax.training import SoftLabels
 from dasm_jax.types import Array, ArrayDataset, Params
 
 
@@ -46,12 +46,14 @@ def accuracy(
     return float((jnp.argmax(logits, axis=1) == data.labels).mean())
 
 
-def make_evaluator(problem: Problem, *, label_fn: LabelFn | None = None) -> Evaluator:
+def make_evaluator(
+    problem: Problem, *, soft_labels: SoftLabels | None = None
+) -> Evaluator:
     """Compile the evaluation recipe once, for every set of a table.
 
     Args:
       problem: dataset, network and recipe.
-      label_fn: soft labels for every augmented view, instead of the set's own.
+      soft_labels: soft labels for every augmented view, instead of the set's own.
 
     Returns:
       ``evaluate(data, table) -> Accuracy``: trains ``evaluate.networks`` networks for
@@ -66,7 +68,7 @@ def make_evaluator(problem: Problem, *, label_fn: LabelFn | None = None) -> Eval
         recipe_from(s.recipe, s.steps),
         problem.statistics,
         problem.loop,
-        label_fn=label_fn,
+        soft_labels=soft_labels,
     )
     predict = training.make_predictor(problem.network.apply, problem.statistics)
     test = jax.device_put(problem.dataset.test)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -29,6 +30,17 @@ from dasm_jax.schema import (
 )
 from dasm_jax.segment import image_count, make_class_images
 from dasm_jax.types import Normalization, Params
+
+SMALLEST_STEP_SIZE = 1e-6
+
+# A student that does not move, or backwards, teaches nothing.
+STEP_FORWARD = optax.stateless(
+    lambda updates, step_size: jax.tree.map(
+        lambda update, value: jnp.maximum(update, SMALLEST_STEP_SIZE - value),
+        updates,
+        step_size,
+    )
+)
 
 # Images per class of all segments, where finished ones stand beside the active one.
 Context = tuple[int, ...] | None
@@ -97,12 +109,15 @@ def make_trajectory_method(
         real_batch=0,
         view=lambda params: matching.Span(params, params),
         learned=jnp.float32(s.step_size),
-        learned_optimizer=optax.sgd(s.step_size_lr, momentum=s.image.momentum),
+        learned_optimizer=optax.chain(
+            optax.sgd(s.step_size_lr, momentum=s.image.momentum), STEP_FORWARD
+        ),
     )
 
 
 METHODS: dict[str, Callable[..., Method]] = {
     "idc": make_gradient_method,
+    "idc_i": make_gradient_method,
     "dc": make_gradient_method,
     "dsa": make_gradient_method,
     "dm": make_embedding_method,

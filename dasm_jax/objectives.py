@@ -81,7 +81,8 @@ def make_class_objective(
         distances, grads = options.loop.over(
             match_class, (variables.pixels, frozen, real, labels)
         )
-        return distances, Variables(grads, variables.learned)
+        nothing = jax.tree.map(jnp.zeros_like, variables.learned)
+        return distances, Variables(grads, nothing)
 
     return objective
 

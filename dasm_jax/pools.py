@@ -142,7 +142,7 @@ def _choose(
             context,
             extra=draws[1, indices],
             random_share=share,
-            minimum=max(problem.method.real_batch, 5 * size * s.synthetic.factor**2),
+            minimum=max(problem.method.real_batch, 5 * size * s.factor**2),
         )
         members.append(indices[chosen])
     return members

@@ -69,7 +69,7 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
     around = Surroundings(
         network=network,
         parameterization=make_parameterization(
-            settings.synthetic.formation, settings.synthetic.factor, shape[:2]
+            settings.synthetic.formation, settings.factor, shape[:2]
         ),
         statistics=_statistics(settings, dataset),
         n_classes=n_classes,

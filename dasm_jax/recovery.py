@@ -16,10 +16,11 @@ from dasm_jax import augment, training
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
 from dasm_jax.nets import Network
-from dasm_jax.training import LabelFn
+from dasm_jax.training import SoftLabels
 from dasm_jax.types import Normalization, Params
 
 BYTES_PER_PROBABILITY = 2  # float16
+FIRST_NORM = 10.0  # how much more the first batch norm counts, as published
 
 
 def _distance(x: Float[Array, " C"], y: Float[Array, " C"]) -> Float[Array, ""]:
@@ -36,7 +37,8 @@ def recovery_loss(
 ) -> Float[Array, ""]:
     """Mean cross-entropy + ``bn_weight`` · Σ over batch norms of ‖Δμ‖₂ + ‖Δσ²‖₂.
 
-    Δ is between the batch and the running statistics of the network.
+    Δ is between the batch and the running statistics of the network; the first batch
+    norm counts ``FIRST_NORM`` times.
     """
     logits, moments = network.moments(params, images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -44,7 +46,7 @@ def recovery_loss(
         _distance(m.mean, m.running_mean) + _distance(m.var, m.running_var)
         for m in moments
     ]
-    return losses.mean() + bn_weight * sum(apart[1:], apart[0])
+    return losses.mean() + bn_weight * sum(apart[1:], FIRST_NORM * apart[0])
 
 
 def make_recoverer(
@@ -75,6 +77,11 @@ def make_recoverer(
         optax.cosine_decay_schedule(learning_rate, steps), b1=0.5, b2=0.9
     )
 
+    def visible(inputs):
+        """The nearest inputs of images in [0, 1]."""
+        images = jnp.clip(training.denormalize(inputs, statistics), 0.0, 1.0)
+        return training.normalize(images, statistics)
+
     def step(key, params, labels, state):
         images, opt_state, count = state
 
@@ -85,7 +92,8 @@ def make_recoverer(
 
         value, grads = jax.value_and_grad(loss)(images)
         updates, opt_state = optimizer.update(grads, opt_state, images)
-        return (optax.apply_updates(images, updates), opt_state, count + 1), value
+        images = visible(optax.apply_updates(images, updates))
+        return (images, opt_state, count + 1), value
 
     @jax.jit
     def advance(key, params, labels, state):
@@ -112,13 +120,13 @@ def make_recoverer(
 
 def make_teacher_labels(
     network: Network, params: Params, temperature: float
-) -> LabelFn:
+) -> SoftLabels:
     """Soft labels softmax(logits / temperature) of a trained network."""
 
     def label(images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
         return jax.nn.softmax(network.apply(params, images) / temperature)
 
-    return label
+    return SoftLabels(label, temperature)
 
 
 def label_bytes(views: int, n_classes: int) -> int:

@@ -29,7 +29,10 @@ from dasm_jax.checks import (
 )
 
 EXPERIMENTS = ("distill", "recover", "compare")
-MATCHERS = ("idc", "dc", "dsa", "dm", "cafe", "mtt")
+MATCHERS = ("idc", "idc_i", "dc", "dsa", "dm", "cafe", "mtt")
+
+# Where it is not 1: only IDC stores several images in one.
+PUBLISHED_FACTORS = {"idc": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class NetworkSettings:
 class SyntheticSettings:
     """How synthetic images are stored and started."""
 
-    factor: Count
+    factor: Annotated[int, within(0)]
     formation: Annotated[str, one_of(parameterization.FORMATIONS)]
     init: Annotated[str, one_of(initial.INITS)]
 
@@ -173,6 +176,7 @@ class MatcherSettings:
 
     name: Annotated[str, one_of(MATCHERS)]
     idc: GradientSettings
+    idc_i: GradientSettings
     dc: GradientSettings
     dsa: GradientSettings
     dm: BatchMethodSettings
@@ -264,3 +268,8 @@ class Settings:
     recover: RecoverSettings
     compare: CompareSettings
     log: LogSettings
+
+    @property
+    def factor(self) -> int:
+        """``synthetic.factor``, or where it is 0 that of the matcher's publication."""
+        return self.synthetic.factor or PUBLISHED_FACTORS.get(self.matcher.name, 1)

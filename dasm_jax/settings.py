@@ -15,6 +15,7 @@ from dasm_jax.errors import UserError
 from dasm_jax.schema import Settings, TrajectoryMatchingSettings
 
 SMALLEST_TILE = 4
+LARGEST_WHITENED = 8192  # a square matrix of so many rows is taken apart
 
 
 def from_config(config: ConfigDict) -> Settings:
@@ -113,7 +114,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 def _check_together(s: Settings) -> None:
     _check_matcher(s)
-    if s.ipc < s.dasm.segments:
+    if s.ipc < s.dasm.segments and s.experiment != "recover":
         raise UserError(
             f"config.ipc={s.ipc} is smaller than config.dasm.segments="
             f"{s.dasm.segments}: a segment needs at least one image per class"
@@ -161,6 +162,11 @@ def _check_matcher(s: Settings) -> None:
             f"than {name}.max_start={m.max_start} + {name}.expert_epochs="
             f"{m.expert_epochs}; raise the first or lower the others"
         )
+    if m.recipe.lr == 0:
+        raise UserError(
+            f"{name}.recipe.lr must be above 0: experts that stand still give no way "
+            "to follow"
+        )
     if s.dasm.rescore_every:
         raise UserError(
             "config.dasm.rescore_every must be 0 with trajectory matching: experts are "
@@ -174,8 +180,8 @@ def check_against_data(
     """Check what only the loaded dataset can tell.
 
     Raises:
-      UserError: more images per class than the smallest class has, tiles under 4 px, or
-        statistics of another number of channels.
+      UserError: more images per class than the smallest class has, tiles under 4 px,
+        images too large to whiten, or statistics of another number of channels.
     """
     smallest = min(class_counts)
     if s.ipc > smallest:
@@ -183,11 +189,17 @@ def check_against_data(
             f"config.ipc={s.ipc} is larger than the smallest class ({smallest} images)"
         )
     height, width, channels = image_shape
-    tile = -(-min(height, width) // s.synthetic.factor)
+    tile = -(-min(height, width) // s.factor)
     if tile < SMALLEST_TILE:
         raise UserError(
-            f"config.synthetic.factor={s.synthetic.factor} leaves tiles of {tile} px "
+            f"config.synthetic.factor={s.factor} leaves tiles of {tile} px "
             f"in {height}x{width} images; at least {SMALLEST_TILE} px are needed"
+        )
+    values = height * width * channels
+    if s.data.zca and values > LARGEST_WHITENED:
+        raise UserError(
+            f"config.data.zca is for images of up to {LARGEST_WHITENED:,} values, not "
+            f"{values:,}; raise config.data.downsample or set it to False"
         )
     if s.data.mean and len(s.data.mean) != channels:
         raise UserError(

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +34,19 @@ class Supply(NamedTuple):
 Supplier = Callable[[SegmentPlan, Pool], Supply]
 
 
-def make_supplier(problem: Problem, root: jax.Array, folder: Path | None) -> Supplier:
+def make_supplier(
+    problem: Problem,
+    root: jax.Array,
+    folder: Path | None,
+    on_expert: Callable[[int, int], None] = lambda segment, done: None,
+) -> Supplier:
     """Supply of every segment; for trajectory matching its experts are trained here.
 
     Args:
       problem: the fixed pieces.
       root: key of the synthesis.
       folder: where experts are kept; ``None``: nowhere.
+      on_expert: called with segment and number of experts that are ready.
 
     Returns:
       ``supply(plan, pool)``. It raises a ``UserError`` where stored experts belong to
@@ -47,7 +54,7 @@ def make_supplier(problem: Problem, root: jax.Array, folder: Path | None) -> Sup
     """
     m = problem.settings.matcher.active
     if isinstance(m, TrajectoryMatchingSettings):
-        return _make_expert_supplier(problem, m, root, folder)
+        return _make_expert_supplier(problem, m, root, folder, on_expert)
     assert isinstance(m, BatchMethodSettings)
     return lambda plan, pool: _network_supply(problem, m, root, plan, pool)
 
@@ -75,6 +82,7 @@ def _make_expert_supplier(
     m: TrajectoryMatchingSettings,
     root: jax.Array,
     folder: Path | None,
+    on_expert: Callable[[int, int], None],
 ) -> Supplier:
     at_once = 1 if jax.default_backend() == "cpu" else EXPERTS_AT_ONCE
     expert_plan = ExpertPlan(
@@ -103,6 +111,7 @@ def _make_expert_supplier(
             table=sampling.make_table([members], count),
             folder=folder_for(plan, members),
             identity=expert_identity(problem, m, members),
+            on_chunk=partial(on_expert, plan.segment),
         )
         first, last = experts.epoch_window(
             plan.segment, problem.settings.dasm.segments, m.max_start

@@ -24,8 +24,12 @@ from dasm_jax.types import ArrayDataset, Normalization, Params
 ApplyFn = Callable[[Params, Any], Any]
 
 
-# Normalised, augmented, mixed images -> probabilities f32[B, K].
-LabelFn = Callable[[Any], Any]
+class SoftLabels(NamedTuple):
+    """A teacher's labels, in place of those in the data."""
+
+    # Normalised, augmented, mixed images -> probabilities f32[B, K]
+    of: Callable[[Any], Any]
+    temperature: float  # that the student's logits are divided by, too
 
 
 class Recipe(NamedTuple):
@@ -133,7 +137,7 @@ def make_train_step(
     recipe: Recipe,
     statistics: Normalization,
     *,
-    label_fn: LabelFn | None = None,
+    soft_labels: SoftLabels | None = None,
 ) -> TrainStep:
     """One SGD step: batch → normalise → augment each → CutMix → gradient.
 
@@ -141,8 +145,8 @@ def make_train_step(
       network: what is trained.
       recipe: how.
       statistics: normalisation ahead of the network.
-      label_fn: soft labels f32[B, K] of the augmented, mixed images, in place of the
-        labels in the data; the loss is −Σ p log q.
+      soft_labels: in place of the labels in the data; the loss is −Σ p log q, where q
+        is the softmax of logits / temperature.
 
     Returns:
       ``step(key, state, data, table) -> (state, loss)``, a pure function. ``data``
@@ -167,8 +171,11 @@ def make_train_step(
 
         def loss_fn(params):
             logits, seen = network.train(params, mixed.images)
-            if label_fn is not None:
-                soft = label_fn(mixed.images)
+            if soft_labels is not None:
+                soft, logits = (
+                    soft_labels.of(mixed.images),
+                    logits / soft_labels.temperature,
+                )
                 return optax.softmax_cross_entropy(logits, soft).mean(), seen
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels
             own = cross_entropy(logits, labels).mean()
@@ -192,7 +199,7 @@ def make_trainer(
     statistics: Normalization,
     loop: Loop,
     *,
-    label_fn: LabelFn | None = None,
+    soft_labels: SoftLabels | None = None,
 ) -> Callable[..., list[Params]]:
     """Compile a trainer that starts from scratch and runs ``recipe.decay_steps``.
 
@@ -200,7 +207,7 @@ def make_trainer(
       ``train(key, data, table, snapshots=1) -> [params, …]``: the network at
       ``snapshots`` evenly spaced moments, the last one at the end.
     """
-    step = make_train_step(network, recipe, statistics, label_fn=label_fn)
+    step = make_train_step(network, recipe, statistics, soft_labels=soft_labels)
 
     def advance(key, state, data, table, steps):
         return loop.repeat(lambda s: step(key, s, data, table), state, steps)

@@ -51,13 +51,24 @@ def open_workdir(path: str, settings: Settings) -> Path:
                 f"--workdir={path} holds a config.json that cannot be read; use "
                 "another folder or remove it"
             )
-        names = differences(_as_json(settings), earlier)
+        names = differences(_identity(_as_json(settings)), _identity(earlier))
         if names:
             raise UserError(
                 f"--workdir={path} belongs to a run with another config; it differs "
                 f"in {', '.join(names)}; use another folder"
             )
     return workdir
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run depends on: a table may grow, and matchers that are not run change."""
+    kept = {k: v for k, v in config.items() if k not in ("compare", "log")}
+    matcher = config.get("matcher")
+    if config.get("experiment") == "distill" and isinstance(matcher, dict):
+        name = matcher.get("name")
+        kept["matcher"] = {"name": name, name: matcher.get(name)}
+        kept.pop("recover", None)
+    return kept
 
 
 def claim_workdir(workdir: Path, settings: Settings) -> None:

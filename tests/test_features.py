@@ -62,7 +62,7 @@ def alignment_distance(params, real, synthetic, weight):
         for embedding in of_class:
             logits = np.array([embedding @ centre for centre in centres])
             told_apart.append(np.log(np.exp(logits).sum()) - logits[label])
-    return aligned + weight * np.mean(told_apart)
+    return aligned + weight * np.sum(told_apart)
 
 
 CASES = {

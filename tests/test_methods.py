@@ -116,7 +116,7 @@ def alignment_distance(problem, params, inputs, real, key):
         -jax.nn.log_softmax(theirs[-1] @ centres.T)[:, c]
         for c, (_, theirs) in enumerate(layers)
     ]
-    return total + m.discrimination * jnp.stack(losses).mean()
+    return total + m.discrimination * jnp.stack(losses).sum()
 
 
 DISTANCES = {

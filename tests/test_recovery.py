@@ -41,9 +41,10 @@ def test_loss_is_cross_entropy_and_distances_of_means_and_variances(bn_weight):
         learned = params["batch_stats"][f"norm_{layer}"]
         mean_apart = x.mean((0, 1, 2)) - learned["mean"]
         var_apart = x.var((0, 1, 2)) - learned["var"]
-        # Norms, not their squares, and no mean over channels.
-        expected += bn_weight * np.linalg.norm(mean_apart)
-        expected += bn_weight * np.linalg.norm(var_apart)
+        # Norms, not their squares, and no mean over channels; the first counts tenfold.
+        weight = bn_weight * (10 if layer == 0 else 1)
+        expected += weight * np.linalg.norm(mean_apart)
+        expected += weight * np.linalg.norm(var_apart)
     labels = jnp.asarray(LABELS)
     loss = recovery.recovery_loss(net, params, images, labels, bn_weight)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -129,11 +130,12 @@ def test_steps_are_adam_with_cosine_decay_from_unit_noise():
         rate = 0.1 * (1 + np.cos(np.pi * count / 3)) / 2
         move = first / (1 - 0.5 ** (count + 1))
         move = move / (np.sqrt(second / (1 - 0.9 ** (count + 1))) + 1e-8)
-        inputs = jnp.float32(np.asarray(inputs, np.float64) - rate * move)
+        moved = np.asarray(inputs, np.float64) - rate * move
+        expected = (moved * STATISTICS.std + STATISTICS.mean).clip(0, 1)
+        inputs = jnp.float32((expected - STATISTICS.mean) / STATISTICS.std)
     pixels = recoverer(net, steps=3)(key, params, LABELS, SHAPE)
-    expected = np.asarray(inputs) * STATISTICS.std + STATISTICS.mean
-    assert expected.min() < 0 < 1 < expected.max()  # so that the range is at stake
-    np.testing.assert_allclose(pixels, expected.clip(0, 1), atol=1e-4)
+    assert {0.0, 1.0} < set(expected.ravel().tolist())  # the range is at stake
+    np.testing.assert_allclose(pixels, expected, atol=1e-4)
 
 
 def test_steps_per_call_do_not_change_the_images():
@@ -182,8 +184,9 @@ def test_augmentation_is_drawn_anew_at_every_step(monkeypatch):
 def test_teacher_labels_are_those_of_running_statistics(temperature):
     net, params = batch_norm_network()
     images = some_images()
-    label = jax.jit(recovery.make_teacher_labels(net, params, temperature))
-    labels = label(images)
+    label = recovery.make_teacher_labels(net, params, temperature)
+    labels = jax.jit(label.of)(images)
+    assert label.temperature == temperature
     logits, _ = batch_norm_forward(params, images, train=False)
     np.testing.assert_allclose(labels, softmax(logits / temperature), rtol=1e-4)
     np.testing.assert_allclose(labels.sum(axis=1), 1.0, rtol=1e-6)
@@ -276,6 +279,19 @@ def test_hard_row_is_the_stored_set_with_its_own_labels(finished):
     assert soft["networks"] != hard["networks"]
 
 
+def test_images_are_stored_whole_whatever_the_factor(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
+    short = {"recover__teacher_steps": 1, "recover__steps": 1, "evaluate__steps": 3}
+    with adam_allowed():
+        run.run(
+            settings(synthetic__factor=2, evaluate__networks=1, ipc=1, **short),
+            str(tmp_path),
+        )
+    with np.load(tmp_path / "synthetic.npz") as file:
+        assert int(file["factor"]) == 1
+        np.testing.assert_array_equal(file["images"], file["stored_pixels"])
+
+
 def test_every_view_has_its_label_counted(tmp_path, monkeypatch):
     rows = []
     make_teacher_labels = recovery.make_teacher_labels
@@ -285,9 +301,9 @@ def test_every_view_has_its_label_counted(tmp_path, monkeypatch):
 
         def watched_label(images):
             rows.append(len(images))
-            return label(images)
+            return label.of(images)
 
-        return watched_label
+        return label._replace(of=watched_label)
 
     monkeypatch.setattr(recovery, "make_teacher_labels", watched)
     monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))

@@ -258,6 +258,13 @@ def test_command_line_mistakes(arguments, message, tmp_path):
     assert not (ROOT / "never").exists()
 
 
+def test_a_workdir_minds_only_what_the_run_reads(finished):
+    workdir, _ = finished
+    start(workdir, matcher__dm__image__lr=7.0, log__every=9, compare__seeds=(1, 2))
+    with pytest.raises(UserError, match=r"differs in matcher\.idc\.image\.momentum"):
+        start(workdir, matcher__idc__image__momentum=0.25)
+
+
 @pytest.mark.parametrize(("name", "first"), [("idc", "idc.real"), ("mtt", "mtt.synth")])
 def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, name, first):
     def full(*_):

@@ -11,7 +11,7 @@ from dasm_jax.loops import Loop
 from dasm_jax.nets import make_convnet
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schema import RecipeSettings
-from dasm_jax.training import Recipe
+from dasm_jax.training import Recipe, SoftLabels
 from dasm_jax.types import ArrayDataset, Normalization
 from tests.small import bare_network, small_problem
 
@@ -211,7 +211,8 @@ def test_running_statistics_follow_the_batch_and_do_not_decay():
     assert np.abs(moved - start["batch_stats"]["norm_0"]["mean"]).min() > 1e-4
 
 
-def test_a_step_on_soft_labels_is_the_gradient_of_their_cross_entropy():
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_step_on_soft_labels_is_the_gradient_of_their_cross_entropy(temperature):
     data, net = linear_data(), linear_network()
     table = sampling.prefix_table(4, 4)
     teacher = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
@@ -220,19 +221,23 @@ def test_a_step_on_soft_labels_is_the_gradient_of_their_cross_entropy():
         return jax.nn.softmax(images.reshape(len(images), -1) @ teacher)
 
     r = recipe(momentum=0.0, weight_decay=0.0)
-    step = jax.jit(training.make_train_step(net, r, PLAIN, label_fn=label))
+    labels = SoftLabels(label, temperature)
+    step = jax.jit(training.make_train_step(net, r, PLAIN, soft_labels=labels))
     state = training.start_training(
         {"w": jnp.asarray(teacher[::-1])}, r, sampling.start_sampler(table)
     )
     state, loss = step(jax.random.key(1), state, data, table)
     x = np.asarray(data.images).reshape(4, 4).astype(np.float64)
     w = teacher[::-1].astype(np.float64)
-    soft, p = np.exp(x @ teacher), np.exp(x @ w)
+    soft, p = np.exp(x @ teacher), np.exp(x @ w / temperature)
     soft, p = (a / a.sum(axis=1, keepdims=True) for a in (soft, p))
     expected = -sum(soft[i] @ np.log(p[i]) for i in range(4)) / 4
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(
-        state.params["w"], w - 0.1 * x.T @ (p - soft) / 4, rtol=1e-4, atol=1e-6
+        state.params["w"],
+        w - 0.1 * x.T @ (p - soft) / temperature / 4,
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 
@@ -251,7 +256,7 @@ def test_soft_labels_are_of_the_very_images_the_network_sees():
     grey = jnp.broadcast_to(jnp.linspace(0.2, 0.8, 4).reshape(4, 1, 1, 1), (4, 8, 8, 1))
     data = ArrayDataset(grey, jnp.arange(4, dtype=jnp.int32))
     table, r = sampling.prefix_table(4, 4), recipe(augment=("brightness",), cutmix=1.0)
-    step = training.make_train_step(net, r, PLAIN, label_fn=label)
+    step = training.make_train_step(net, r, PLAIN, soft_labels=SoftLabels(label, 1.0))
     state = training.start_training(net.init(None), r, sampling.start_sampler(table))
     step(jax.random.key(1), state, data, table)  # not compiled: arrays, not tracers
     np.testing.assert_array_equal(seen[0], labelled[0])
@@ -271,9 +276,9 @@ def test_one_hot_soft_labels_are_hard_labels():
 
     table, r = sampling.prefix_table(8, 8), recipe(decay_steps=6)
     hard, soft = (
-        training.make_trainer(net, r, PLAIN, WRITTEN_OUT, label_fn=fn)(
-            jax.random.key(0), data, table
-        )[-1]["w"]
+        training.make_trainer(
+            net, r, PLAIN, WRITTEN_OUT, soft_labels=fn and SoftLabels(fn, 1.0)
+        )(jax.random.key(0), data, table)[-1]["w"]
         for fn in (None, label)
     )
     np.testing.assert_allclose(soft, hard, rtol=1e-5)

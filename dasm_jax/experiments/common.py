@@ -15,19 +15,20 @@ from dasm_jax.files import read_json, write_json
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.schema import BatchMethodSettings, Settings
 from dasm_jax.settings import check_against_data
+from dasm_jax.types import Dataset
 from dasm_jax.workdir import PhaseClock, RunLog, claim_workdir, manifest
 
 FINISHED = "this run was finished before; remove its folder to run it again"
 
 
-def load_problem(settings: Settings) -> Problem:
-    """Load the dataset of the settings and build the pieces of a run.
+def load_data(settings: Settings) -> Dataset:
+    """Load the dataset of the settings.
 
     Raises:
-      UserError: it is not there, or does not fit the settings.
+      UserError: it is not there, or not as it should be.
     """
     s = settings.data
-    dataset = load_dataset(
+    return load_dataset(
         s.source,
         s.name,
         data_dir=s.data_dir or None,
@@ -36,8 +37,26 @@ def load_problem(settings: Settings) -> Problem:
         test_share=s.test_share,
         downsample=s.downsample,
     )
+
+
+def check_fit(settings: Settings, dataset: Dataset) -> None:
+    """Check what only the loaded dataset can tell.
+
+    Raises:
+      UserError: settings and dataset do not fit.
+    """
     counts = np.bincount(dataset.train.labels, minlength=dataset.n_classes)
     check_against_data(settings, counts.tolist(), dataset.image_shape)
+
+
+def load_problem(settings: Settings) -> Problem:
+    """Load the dataset of the settings and build the pieces of a run.
+
+    Raises:
+      UserError: it is not there, or does not fit the settings.
+    """
+    dataset = load_data(settings)
+    check_fit(settings, dataset)
     return make_problem(settings, dataset)
 
 
@@ -53,10 +72,11 @@ def memory_explained(settings: Settings) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        matcher = settings.matcher.active
-        names = [f"matcher.{settings.matcher.name}.synthetic_batch", "network.width"]
-        if isinstance(matcher, BatchMethodSettings):
-            names.insert(0, f"matcher.{settings.matcher.name}.real_batch")
+        names, name = ["network.width"], settings.matcher.name
+        if settings.experiment != "recover":
+            names.insert(0, f"matcher.{name}.synthetic_batch")
+            if isinstance(settings.matcher.active, BatchMethodSettings):
+                names.insert(0, f"matcher.{name}.real_batch")
         raise UserError(
             "the device is out of memory; lower "
             + " or ".join(f"config.{name}" for name in names)

@@ -5,9 +5,12 @@ own too; finished cells are not run again.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import distill, recover
 from dasm_jax.experiments.common import (
     Table,
+    check_fit,
     finished_summary,
+    load_data,
     load_problem,
     memory_explained,
     percent,
@@ -98,6 +103,10 @@ def run(settings: Settings, workdir: Path) -> str:
     """
     cells = cells_of(settings)
     each = {cell: cell_settings(settings, cell) for cell in cells}
+    # What is wrong with a cell is said before the first one runs.
+    dataset = load_data(settings)
+    for of_cell in each.values():
+        check_fit(of_cell, dataset)
     document = Path(settings.compare.document).expanduser()
     if settings.compare.document:
         check_document(document)
@@ -141,12 +150,20 @@ def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any]
         "recover": recover.run,
         "baselines": run_baselines,
     }
+    if (parent := multiprocessing.parent_process()) is not None:
+        # Without it nobody would read the result, and another run may be on its way.
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         with memory_explained(settings):
             runs[experiment](settings, open_workdir(folder, settings))
     except (UserError, NonFiniteError) as error:
         return {"failure": str(error)}
     return None
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def run_baselines(settings: Settings, workdir: Path) -> None:
@@ -179,9 +196,10 @@ def _outcome(folder: Path) -> dict[str, Any]:
         "seconds": sum(
             value
             for name, value in summary.items()
-            if name.startswith("seconds_") and name != "seconds_evaluating"
+            if name.startswith("seconds_")
+            and name not in ("seconds_evaluating", "seconds_compiling")
         ),
-        "peak_bytes": max(v for v in details["peak_memory_bytes"].values() if v),
+        "peak_bytes": _peak_bytes(details["peak_memory_bytes"]),
         "commit": _short_commit(details["git_commit"]),
         "date": details["date"][:10],
         "device": f"{details['cpu_count']} cores, {', '.join(details['devices'])}",
@@ -197,6 +215,12 @@ def _outcome(folder: Path) -> dict[str, Any]:
         outcome |= {"mean": random["mean"], "std": random["std"]}
         outcome |= {"full_mean": full["mean"], "full_std": full["std"]}
     return outcome
+
+
+def _peak_bytes(peaks: dict[str, int | None]) -> int:
+    """Of the devices where they tell, else of the process."""
+    of_devices = [peak for name, peak in peaks.items() if peak and name != "process"]
+    return max(of_devices, default=peaks["process"] or 0)
 
 
 def _short_commit(commit: str | None) -> str:

@@ -60,14 +60,15 @@ def render(settings: Settings, results: dict[Cell, dict[str, Any]]) -> str:
     def every(name: str) -> str:
         return ", ".join(sorted({str(r[name]) for r in results.values() if name in r}))
 
+    factor = f"f = {s.synthetic.factor or 'as published'}"
     head = (
-        f"{s.data.name}, {s.network.name} of width {s.network.width} and depth "
-        f"{s.network.depth}, test accuracy in %, mean ± std over {spread}; seeds "
+        f"{s.data.name}, {factor}, {s.network.name} of width {s.network.width} and "
+        f"depth {s.network.depth}, test accuracy in %, mean ± std over {spread}; seeds "
         f"{', '.join(map(str, c.seeds))}, {s.evaluate.networks} networks of "
         f"{s.evaluate.steps} steps each. {every('date')}, {every('device')}, commit "
-        f"{every('commit')}. Seconds of synthesis, with scoring, experts and "
-        "compiling, and peak memory of the process: one segment / DASM. '≤ Random': "
-        "does not beat Random."
+        f"{every('commit')}. Seconds of synthesis, with scoring and experts, "
+        "without compiling the update, and peak memory: one segment / DASM. "
+        "'≤ Random': does not beat Random."
     )
     lines = [*textwrap.wrap(head, 80), ""]
     notes: list[str] = []

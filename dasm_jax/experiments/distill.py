@@ -106,6 +106,9 @@ def _distill(
             problem,
             plans,
             experts_folder=workdir / "experts",
+            on_expert=lambda segment, done: log.line(
+                f"segment {segment}: {done} experts ready"
+            ),
             on_outer=on_outer,
             on_segment=on_segment,
         )

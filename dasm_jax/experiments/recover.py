@@ -25,6 +25,7 @@ from dasm_jax.experiments.common import (
 from dasm_jax.files import write_json
 from dasm_jax.keys import Use, key_for
 from dasm_jax.nets import Network
+from dasm_jax.parameterization import make_parameterization
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schema import Settings
@@ -40,6 +41,7 @@ def run(settings: Settings, workdir: Path) -> str:
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)
+    shape = problem.dataset.image_shape
     with recorded(problem, workdir, clock, 4) as log:
         with clock.phase("teach"):
             teacher, params, accuracy = _teach(problem)
@@ -50,7 +52,8 @@ def run(settings: Settings, workdir: Path) -> str:
         export.save_synthetic(
             workdir / "synthetic.npz",
             synthetic,
-            parameterization=problem.parameterization,
+            # Recovered whole, whatever the factor of distilled sets is.
+            parameterization=make_parameterization("single", 1, shape[:2]),
             statistics=problem.statistics,
             class_names=problem.dataset.class_names,
         )
@@ -120,12 +123,12 @@ def _evaluate(
     count = len(synthetic.labels)
     data = jax.device_put(ArrayDataset(synthetic.pixels, synthetic.labels))
     table = sampling.prefix_table(count, count)
-    label_fn = recovery.make_teacher_labels(teacher, params, s.recover.temperature)
+    labels = recovery.make_teacher_labels(teacher, params, s.recover.temperature)
     # A batch goes round where there are fewer images; every view has its own label.
     views = s.evaluate.steps * s.evaluate.recipe.batch
     label_bytes = recovery.label_bytes(views, problem.dataset.n_classes)
     rows = Table(problem, log)
-    soft = evaluate.make_evaluator(problem, label_fn=label_fn)(data, table)
+    soft = evaluate.make_evaluator(problem, soft_labels=labels)(data, table)
     rows.add("soft labels", s.ipc, soft, label_bytes=label_bytes)
     hard = evaluate.make_evaluator(problem)(data, table)
     rows.add("hard labels", s.ipc, hard, label_bytes=count)

@@ -48,8 +48,9 @@ def make_alignment_matcher(layers_fn: LayersFn, discrimination: float) -> Matche
 
     Wang et al., "CAFE: Learning to Condense Dataset by Aligning Features", CVPR 2022:
     Σ over classes and layers of the squared difference of mean features, plus
-    ``discrimination`` times the cross-entropy of real embeddings whose logits are their
-    inner products with the mean synthetic embedding of every class. Sees all classes:
+    ``discrimination`` times the sum over real images of the cross-entropy of embeddings
+    whose logits are their inner products with the mean synthetic embedding of every
+    class. Sees all classes:
     batches have a leading axis of classes, and labels count from 0.
     """
 
@@ -74,6 +75,6 @@ def make_alignment_matcher(layers_fn: LayersFn, discrimination: float) -> Matche
         aligned = sum(squared_distance(x, y) for x, y in zip(means, wanted))
         logits = jnp.einsum("cbd,kd->cbk", real, means[-1])
         told_apart = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return aligned + discrimination * told_apart.mean()
+        return aligned + discrimination * told_apart.sum()
 
     return Matcher(target, distance)

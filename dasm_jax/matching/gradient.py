@@ -144,7 +144,7 @@ def make_gradient_matcher(
         if not ours:
             raise ValueError(
                 "no parameter takes part in matching: the network has no convolution "
-                "kernel; match every parameter instead (matcher.layers='all')"
+                "kernel; match every parameter instead (LAYERS['all'])"
             )
         terms = [metric(x, y) for x, y in zip(ours, target)]
         return sum(terms[1:], terms[0])
