@@ -18,12 +18,13 @@ def get_config():
     config.network.width = 32
     config.network.depth = 2
     config.synthetic.factor = 1  # tiles of 4 px hold no digit
-    config.matcher.idc.metric = "mse"
-    config.matcher.idc.image.lr = 5e-3
-    config.matcher.idc.image.base_size = 8
-    config.matcher.idc.loop.niter = 20
-    config.matcher.idc.loop.inner = 20
-    config.matcher.idc.trajectory.n_data = 128
+    for m in (config.matcher.idc, config.matcher.idc_i):
+        m.metric = "mse"
+        m.image.lr = 5e-3
+        m.image.base_size = 8
+        m.loop.niter = 20
+        m.loop.inner = 20
+        m.trajectory.n_data = 128
     matcher = config.matcher
     for m in (matcher.dc, matcher.dsa, matcher.cafe):
         m.real_batch = 64

@@ -16,10 +16,11 @@ def get_config():
     config.data.mean = ()  # averaging changes the statistics: computed
     config.data.std = ()
     config.network.width = 16
-    config.matcher.idc.image.lr = 1e-3  # chosen on training images, see docs/results.md
-    config.matcher.idc.image.base_size = 14
-    config.matcher.idc.loop.niter = 30
-    config.matcher.idc.loop.inner = 50
+    for m in (config.matcher.idc, config.matcher.idc_i):
+        m.image.lr = 1e-3  # chosen on training images, see docs/results.md
+        m.image.base_size = 14
+        m.loop.niter = 30
+        m.loop.inner = 50
     matcher = config.matcher
     for m in (matcher.dc, matcher.dsa, matcher.cafe, matcher.dm):
         m.real_batch = 64

@@ -104,7 +104,7 @@ FREE_TEXTS = [
     "data__train_split",
     "matcher__mtt__folder",
 ]
-BATCH_MATCHERS = ("idc", "dc", "dsa", "dm", "cafe")
+BATCH_MATCHERS = ("idc", "idc_i", "dc", "dsa", "dm", "cafe")
 MATCHERS = (*BATCH_MATCHERS, "mtt")
 
 
@@ -289,6 +289,7 @@ MOMENTA = (
 )
 # Every other whole number counts something, so there must be one.
 FROM_ZERO = (
+    "synthetic__factor",
     "seed",
     "evaluate__seed",
     "dasm__rescore_every",
@@ -517,7 +518,7 @@ def test_settings_are_frozen_and_hashable():
 def test_settings_are_plain_json():
     as_json = json.loads(json.dumps(to_dict(DEFAULT)))
     assert as_json["matcher"]["mtt"]["recipe"]["lr"] == 0.01
-    assert as_json["compare"]["matchers"] == list(MATCHERS)
+    assert as_json["compare"]["matchers"] == [m for m in MATCHERS if m != "idc_i"]
 
 
 @pytest.mark.parametrize("name", MATCHERS)
@@ -561,8 +562,8 @@ def accepted(name):
         ("network__norm", nets.NORMS),
         ("synthetic__init", INITS),
         ("matcher__name", methods.METHODS),
-        *((f"matcher__{name}__metric", matching.METRICS) for name in MATCHERS[:3]),
-        *((f"matcher__{name}__layers", matching.LAYERS) for name in MATCHERS[:3]),
+        *((f"matcher__{name}__metric", matching.METRICS) for name in MATCHERS[:4]),
+        *((f"matcher__{name}__layers", matching.LAYERS) for name in MATCHERS[:4]),
         ("dasm__pool", schedule.POOLS),
         ("dasm__schedule", schedule.SCHEDULES),
         ("dasm__score", scoring.SCORES),
@@ -591,3 +592,35 @@ def test_choices_without_a_table_work():
         score = scoring.make_scorer(name, lambda p, x: p, lambda p, x, y: p[:, 0])
         nets_ = [[jnp.eye(2)] * scoring.snapshots_for(name)]
         assert np.isfinite(score(nets_, jnp.zeros((2, 1, 1, 1)), labels).scores).all()
+
+
+# --- what the matcher decides ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MATCHERS)
+def test_factor_is_that_of_the_publication_unless_set(name):
+    published = 2 if name == "idc" else 1
+    assert settings_with(matcher__name=name).factor == published
+    assert settings_with(matcher__name=name, synthetic__factor=3).factor == 3
+
+
+def test_images_too_large_to_whiten():
+    s = settings_with(data__zca=True)
+    check_against_data(s, [50], (32, 32, 3))
+    fails(
+        lambda: check_against_data(s, [50], (64, 64, 3)),
+        "config.data.zca",
+        "config.data.downsample",
+    )
+
+
+def test_experts_that_stand_still():
+    refuses(
+        "config.matcher.mtt.recipe.lr",
+        matcher__name="mtt",
+        matcher__mtt__recipe__lr=0.0,
+    )
+
+
+def test_recovery_has_no_segments():
+    assert settings_with(experiment="recover", ipc=1).ipc == 1
