@@ -38,11 +38,11 @@ def small_config(**changes):
     config.data.source = config.data.name = "digits"
     config.network.width, config.network.depth = 4, 2
     config.synthetic.factor = 1
-    idc = config.matcher.idc
-    idc.real_batch = 8
-    idc.image.lr, idc.image.base_size = 0.5, 8
-    idc.loop.niter, idc.loop.inner = 4, 2
-    idc.trajectory.n_data, idc.trajectory.recipe.batch = 16, 16
+    for idc in (config.matcher.idc, config.matcher.idc_i):
+        idc.real_batch = 8
+        idc.image.lr, idc.image.base_size = 0.5, 8
+        idc.loop.niter, idc.loop.inner = 4, 2
+        idc.trajectory.n_data, idc.trajectory.recipe.batch = 16, 16
     for matcher in (config.matcher.dc, config.matcher.dsa, config.matcher.cafe):
         matcher.real_batch, matcher.loop.niter = 8, 2
         matcher.loop.inner, matcher.trajectory.epochs = 2, 2
