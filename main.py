@@ -19,24 +19,16 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "--workdir is missing; name the folder that the run may write to"
         )
-    import jax  # after the flags: it takes seconds
-
-    from dasm_jax import run, settings
     from dasm_jax.data.cache import default_dir
 
-    # A program that was compiled once on this machine starts at once the next time.
+    # A program that was compiled once on this machine starts at once the next time. By
+    # the environment, so that processes which an experiment starts see it too.
     programs = default_dir() / "xla"
     if _can_write(programs):
-        jax.config.update("jax_compilation_cache_dir", str(programs))
-    try:
-        print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the device is out of memory; lower config.matcher.real_batch, "
-            "config.matcher.synthetic_batch or config.network.width"
-        ) from None
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
+    from dasm_jax import run, settings  # after the flags: they take seconds
+
+    print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

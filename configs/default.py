@@ -9,6 +9,8 @@ evaluate, and nothing else is random.
 
 from ml_collections import ConfigDict
 
+from configs import matchers
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -24,6 +26,7 @@ def get_config() -> ConfigDict:
     data.test_split = "test"
     data.test_share = 0.2  # of a folder that has no test/ of its own
     data.downsample = 1  # average blocks of n×n pixels on loading
+    data.zca = False  # networks see whitened images (trajectory matching on CIFAR)
     data.mean = ()  # per channel, images in [0, 1]; empty: computed on the train split
     data.std = ()
 
@@ -31,44 +34,20 @@ def get_config() -> ConfigDict:
     network.name = "convnet"
     network.width = 128  # channels
     network.depth = 3  # convolution blocks, each halves the image
+    network.norm = "instance"  # instance or batch
 
     config.synthetic = synthetic = ConfigDict()
-    synthetic.factor = 2  # f: a stored image holds f×f tiles (IDC's multi-formation)
+    # f: a stored image holds f×f tiles (IDC's multi-formation); 0: as the matcher
+    # published it, 2 for idc and 1 for all others.
+    synthetic.factor = 0
     synthetic.formation = "single"  # single, multi (factors 1…f), bound (at most 128)
     synthetic.init = "mix"  # mix (f² real images per stored one), random, kmeans, noise
 
-    config.matcher = matcher = ConfigDict()
-    matcher.name = "idc"
-    matcher.metric = "mse"  # mse, l1, l1_mean or cos, between gradients
-    matcher.layers = "conv"  # conv (kernels only) or all
-    matcher.augment = "color_crop_cutout"  # siamese: one draw for real and synthetic
-    matcher.real_batch = 64  # real images per class and step
-    matcher.synthetic_batch = 128  # decoded images per class and step, at most
-
-    config.image = image = ConfigDict()
-    image.lr = 5e-3  # used: lr · (ipc_k / 10) · (side / base_size)²
-    image.base_size = 32
-    image.momentum = 0.5
-
-    config.loop = loop = ConfigDict()
-    loop.niter = 2000  # outer iterations of one IDC run, a fresh network in each
-    loop.inner = 100  # inner steps: match all classes, then train the network
-
-    config.trajectory = trajectory = ConfigDict()  # the networks that are matched on
-    trajectory.start = "random"  # random, or trained on the finished segments
-    trajectory.data = "all"  # all real images, or the segment's pool
-    trajectory.n_data = 2000  # real images a network is trained on per inner step
-    trajectory.recipe = recipe = ConfigDict()
-    recipe.batch = 64
-    recipe.lr = 0.01
-    recipe.momentum = 0.9
-    recipe.weight_decay = 5e-4
-    recipe.augment = "color_crop"  # per image
-    recipe.cutmix = 0.5  # probability per batch
+    config.matcher = matchers.get_config()  # the objective, and its settings
 
     config.dasm = dasm = ConfigDict()
     dasm.segments = 5  # K; 1 is IDC
-    dasm.budget = "flops"  # of one IDC run: flops, steps (niter/K each) or per_segment
+    dasm.budget = "flops"  # of a run with K = 1: flops, steps (1/K each), per_segment
     dasm.pool = (
         "window"  # not_yet_learned_easiest, weighted, disjoint, static_filter, …
     )
@@ -90,6 +69,8 @@ def get_config() -> ConfigDict:
     evaluate.seed = 0  # of the evaluation networks
     evaluate.networks = 3  # per set
     evaluate.steps = 10_000  # SGD steps of each, the same for every set in a table
+    evaluate.prefixes = True  # every prefix of the segments, or the whole set alone
+    evaluate.baselines = True  # Random and Full beside it
     evaluate.recipe = recipe = ConfigDict()  # lr ×0.2 at 2/3 and 5/6 of the steps
     recipe.batch = 64
     recipe.lr = 0.01
@@ -97,6 +78,20 @@ def get_config() -> ConfigDict:
     recipe.weight_decay = 5e-4
     recipe.augment = "color_crop_cutout_flip_scale_rotate"  # cutout or CutMix
     recipe.cutmix = 0.5
+
+    config.recover = recover = ConfigDict()  # experiment=recover, the SRe2L line
+    recover.teacher_steps = 10_000  # of a network with batch norm, on all real images
+    recover.steps = 2000  # of Adam on the images
+    recover.lr = 0.1  # on the network's inputs
+    recover.bn_weight = 0.01  # of the distance between batch and running statistics
+    recover.augment = "color_crop_flip"  # per image and step
+    recover.temperature = 1.0  # of the teacher's soft labels
+
+    config.compare = compare = ConfigDict()  # experiment=compare, a table of matchers
+    compare.matchers = ("idc", "dc", "dsa", "dm", "cafe", "mtt")
+    compare.ipcs = (10, 50)
+    compare.seeds = (0,)  # of synthesis and evaluation
+    compare.document = ""  # Markdown file whose section for this dataset is renewed
 
     config.log = log = ConfigDict()
     log.every = 1  # outer iterations per line in log.txt

@@ -16,8 +16,9 @@ def get_config():
     config.data.mean = (0.2861,)  # the constants of the public IDC
     config.data.std = (0.3530,)
     config.synthetic.factor = 1  # at IPC 50 f = 1 (89.1) beats f = 2 (86.2)
-    config.matcher.metric = "l1"
-    config.image.lr = 1e-4
-    config.image.base_size = 28
-    config.trajectory.n_data = 500
+    for m in (config.matcher.idc, config.matcher.idc_i):
+        m.metric = "l1"
+        m.image.lr = 1e-4
+        m.image.base_size = 28
+        m.trajectory.n_data = 500
     return config

@@ -16,10 +16,22 @@ def get_config():
     config.data.mean = ()  # averaging changes the statistics: computed
     config.data.std = ()
     config.network.width = 16
-    config.image.lr = 1e-3  # chosen on training images, see docs/results.md
-    config.image.base_size = 14
-    config.loop.niter = 30
-    config.loop.inner = 50
+    for m in (config.matcher.idc, config.matcher.idc_i):
+        m.image.lr = 1e-3  # chosen on training images, see docs/results.md
+        m.image.base_size = 14
+        m.loop.niter = 30
+        m.loop.inner = 50
+    matcher = config.matcher
+    for m in (matcher.dc, matcher.dsa, matcher.cafe, matcher.dm):
+        m.real_batch = 64
+        m.loop.niter = 10
+    matcher.dm.loop.niter = 20
+    mtt = matcher.mtt
+    mtt.synthetic_batch, mtt.steps, mtt.expert_epochs, mtt.max_start = 128, 10, 1, 4
+    mtt.experts, mtt.epochs = 3, 5
+    mtt.loop.niter, mtt.loop.inner = 20, 10
+    mtt.image.lr = 100.0  # chosen on training images, see docs/results.md
+    config.recover.teacher_steps, config.recover.steps = 3000, 500
     config.dasm.score_steps = 1000
     config.evaluate.steps = 3000
     # Without CutMix: Full of width 16 stayed low with it (docs/results.md).

@@ -12,12 +12,13 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.data.name = "mnist"
-    config.matcher.metric = "l1"
-    config.matcher.augment = "color_crop"
-    config.image.lr = 1e-4
-    config.image.base_size = 28
-    config.trajectory.n_data = 500
-    config.trajectory.recipe.cutmix = 0.0
+    for m in (config.matcher.idc, config.matcher.idc_i):
+        m.metric = "l1"
+        m.augment = "color_crop"
+        m.image.lr = 1e-4
+        m.image.base_size = 28
+        m.trajectory.n_data = 500
+        m.trajectory.recipe.cutmix = 0.0
     config.evaluate.recipe.augment = "color_crop_scale_rotate"  # digits do not flip
     config.evaluate.recipe.cutmix = 0.0
     return config

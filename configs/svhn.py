@@ -12,6 +12,7 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.data.name = "svhn_cropped"
-    config.trajectory.n_data = 500
+    for m in (config.matcher.idc, config.matcher.idc_i):
+        m.trajectory.n_data = 500
     config.evaluate.recipe.augment = "color_crop_scale_rotate"  # digits do not flip
     return config

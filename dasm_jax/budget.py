@@ -1,9 +1,12 @@
-"""How long each segment is matched, in counted FLOPs."""
+"""How long each segment is matched, and how fast: counted FLOPs, loops and rates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+BUDGETS = ("flops", "steps", "per_segment")
+RATE_RULES = ("idc", "inputs")
 
 
 class SegmentPlan(NamedTuple):
@@ -12,8 +15,22 @@ class SegmentPlan(NamedTuple):
     segment: int  # counted from 1
     size: int  # stored images per class
     outer_iterations: int
-    learning_rate: float
+    inner: int  # steps of each
+    network_steps: int  # SGD steps of the networks per inner step
+    learning_rate: float  # of the images
     flops_per_step: float  # matching FLOPs of one inner step over all classes
+
+    @property
+    def flops(self) -> float:
+        """Matching FLOPs of the segment."""
+        return self.outer_iterations * self.inner * self.flops_per_step
+
+
+class PublishedLoop(NamedTuple):
+    """How DC divides its work: matching steps of a network, and training between."""
+
+    inner: int
+    epochs: int
 
 
 def count_flops(fn: Callable[..., Any], *shapes: Any) -> float:
@@ -26,22 +43,47 @@ def count_flops(fn: Callable[..., Any], *shapes: Any) -> float:
     return float(analysis["flops"])
 
 
-def outer_iterations(
-    budget: str, niter: int, segments: int, whole_cost: float, segment_cost: float
-) -> int:
-    """Outer iterations of one segment, at least one.
+def steps_of_segment(
+    budget: str, steps: int, segments: int, whole_cost: float, segment_cost: float
+) -> float:
+    """Inner steps of one segment.
 
     Args:
-      budget: ``'flops'``: an equal share of the matching FLOPs of one IDC run;
-        ``'steps'``: an equal share of its steps; ``'per_segment'``: all its steps.
-      niter: outer iterations of one IDC run.
+      budget: ``'flops'``: an equal share of the matching FLOPs of a run with one
+        segment; ``'steps'``: an equal share of its steps; ``'per_segment'``: all its
+        steps.
+      steps: inner steps of a run with one segment.
       segments: K.
-      whole_cost: matching FLOPs of an inner step on the whole set, as IDC runs it.
+      whole_cost: matching FLOPs of an inner step on the whole set.
       segment_cost: the same on this segment.
     """
-    share = {
-        "flops": niter * whole_cost / (segments * segment_cost),
-        "steps": niter / segments,
-        "per_segment": niter,
+    return {
+        "flops": steps * whole_cost / (segments * segment_cost),
+        "steps": steps / segments,
+        "per_segment": steps,
     }[budget]
-    return max(1, round(share))
+
+
+def image_rate(rule: str, rate: float, size: int, side: int, base_size: int) -> float:
+    """Learning rate of the images of a segment.
+
+    ``'idc'``: rate · (ipc_k / 10) · (side / base_size)²; ``'inputs'``: as it stands,
+    for steps that are taken on the inputs of the networks.
+    """
+    if rule == "inputs":
+        return rate
+    return rate * size / 10 * (side / base_size) ** 2
+
+
+def published_loop(ipc: int) -> PublishedLoop:
+    """DC's steps and epochs by images per class, and a rule for those in between.
+
+    Published are 1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15),
+    50: (50, 10). Others take ipc steps, up to 50, and as many epochs as keep
+    ipc · epochs at 500; below 10, where that would be most of the work for the
+    smallest sets, the epochs fall in a straight line to the published single one.
+    """
+    epochs = {30: 20, 40: 15}.get(ipc)
+    if epochs is None:
+        epochs = 1 + 49 * (ipc - 1) / 9 if ipc < 10 else max(500 / ipc, 1)
+    return PublishedLoop(min(ipc, 50), round(epochs))

@@ -33,6 +33,20 @@ def one_of(known: Iterable[str]) -> Check:
     return check
 
 
+def each(check: Check) -> Check:
+    """At least one value, no two alike, and every one passes ``check``."""
+
+    def check_all(name: str, values: Any) -> None:
+        if not values:
+            raise UserError(f"config.{name} must not be empty")
+        if len(set(values)) < len(values):
+            raise UserError(f"config.{name} must not hold a value twice, got {values}")
+        for value in values:
+            check(name, value)
+
+    return check_all
+
+
 def parsed_by(parse: Callable[[str], Any]) -> Check:
     """A text that ``parse`` does not refuse with a ``ValueError``."""
 

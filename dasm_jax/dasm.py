@@ -7,21 +7,25 @@ segments, choose a pool per class, start the segment from it, match, freeze.
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import distill, initial, sampling, schedule, training
-from dasm_jax.budget import SegmentPlan, count_flops, outer_iterations
-from dasm_jax.distill import SegmentState
+from dasm_jax import distill, initial, sampling, training
+from dasm_jax.budget import SegmentPlan
 from dasm_jax.errors import NonFiniteError
-from dasm_jax.image_optimizer import ImageOptimizer, make_image_optimizer
+from dasm_jax.image_optimizer import make_image_optimizer
 from dasm_jax.keys import Use, key_for
+from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.pools import MakePool, Pool, make_pool_maker
 from dasm_jax.problem import Problem
-from dasm_jax.types import Params, SyntheticSet
+from dasm_jax.schema import BatchMethodSettings, TrajectoryMatchingSettings
+from dasm_jax.segment import SegmentData, SegmentState, Variables
+from dasm_jax.supply import Supplier, make_supplier
+from dasm_jax.types import SyntheticSet
 
 
 class Progress(NamedTuple):
@@ -33,75 +37,23 @@ class Progress(NamedTuple):
     seconds: float
 
 
+class Seconds(NamedTuple):
+    """Where the time of a segment went."""
+
+    matching: float
+    scoring: float
+    compiling: float
+    experts: float
+
+
 class SegmentResult(NamedTuple):
     """A finished segment."""
 
     plan: SegmentPlan
     pixels: np.ndarray  # f32[C, n, H, W, ch] in [0, 1]
+    learned: Any  # beside the pixels: the student's step size, or ()
     pool: Pool
-    seconds_matching: float
-    seconds_scoring: float
-    seconds_compiling: float
-
-
-def plan_segments(problem: Problem) -> list[SegmentPlan]:
-    """Sizes, iterations and image learning rates of all segments."""
-    s = problem.settings
-    sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
-    whole = matching_flops(problem, s.ipc, None)
-    side = max(problem.dataset.image_shape[:2])
-    plans = []
-    for k, size in enumerate(sizes, start=1):
-        cost = matching_flops(problem, size, _context(problem))
-        plans.append(
-            SegmentPlan(
-                segment=k,
-                size=size,
-                outer_iterations=outer_iterations(
-                    s.dasm.budget, s.loop.niter, len(sizes), whole, cost
-                ),
-                learning_rate=s.image.lr * size / 10 * (side / s.image.base_size) ** 2,
-                flops_per_step=cost,
-            )
-        )
-    return plans
-
-
-def matching_flops(
-    problem: Problem, size: int, context: tuple[int, ...] | None
-) -> float:
-    """Matching FLOPs of an inner step on ``size`` stored images per class."""
-    shape = problem.dataset.image_shape
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    flops = count_flops(
-        jax.value_and_grad(_class_distance(problem, context)),
-        jax.ShapeDtypeStruct((size, *shape), jnp.float32),
-        jax.ShapeDtypeStruct((sum(context or ()), *shape), jnp.float32),
-        jax.ShapeDtypeStruct((), jnp.int32),
-        jax.eval_shape(problem.network.init, key),
-        jax.ShapeDtypeStruct((problem.match_options.real_batch, *shape), jnp.uint8),
-        jax.ShapeDtypeStruct((), jnp.int32),
-        key,
-    )
-    return flops * problem.dataset.n_classes
-
-
-def _context(problem: Problem) -> tuple[int, ...] | None:
-    """Sizes of all segments where they share the synthetic batch, else None."""
-    s = problem.settings
-    if s.dasm.context == "active":
-        return None
-    return schedule.segment_sizes(s.ipc, s.dasm.segments)
-
-
-def _class_distance(problem: Problem, context: tuple[int, ...] | None) -> Callable:
-    return distill.make_class_distance(
-        problem.matcher,
-        problem.parameterization,
-        problem.statistics,
-        problem.match_options,
-        context,
-    )
+    seconds: Seconds
 
 
 def _start_pixels(
@@ -113,7 +65,7 @@ def _start_pixels(
             key_for(root, Use.IMAGE_INIT, plan.segment, label),
             problem.dataset.train.images[members],
             plan.size,
-            problem.settings.synthetic.factor,
+            problem.settings.factor,
         )
         for label, members in enumerate(pool.members)
     ]
@@ -126,13 +78,13 @@ def _segment_data(
     pool: Pool,
     pool_round: int,
     finished: list[np.ndarray],
-) -> distill.SegmentData:
+) -> SegmentData:
     """Device arrays of one segment, in shapes that are the same in every segment."""
     s = problem.settings
     labels = problem.dataset.train.labels
     widest = max(len(indices) for indices in problem.class_indices)
     network_data = [np.arange(len(labels))]
-    if s.trajectory.data == "pool":
+    if _network_data(problem) == "pool":
         network_data = [np.sort(np.concatenate(pool.members))]
     shape = problem.dataset.image_shape
     room = s.ipc if s.dasm.context == "cumulative" else 0
@@ -143,7 +95,7 @@ def _segment_data(
             frozen[:, count : count + pixels.shape[1]] = pixels
             count += pixels.shape[1]
     return jax.device_put(
-        distill.SegmentData(
+        SegmentData(
             real=problem.real,
             pool=sampling.make_table(pool.members, widest),
             network_data=sampling.make_table(network_data, len(labels)),
@@ -156,50 +108,28 @@ def _segment_data(
 
 
 class Programs(NamedTuple):
-    """Compiled once for all segments of one size: other shapes are refused."""
+    """Compiled once for all segments of one shape: others are refused."""
 
-    update: Callable[..., tuple[SegmentState, jax.Array]]
+    update: distill.Update
     start_outer: Callable[..., SegmentState]
-
-
-def _compile(
-    problem: Problem,
-    optimizer: ImageOptimizer,
-    root: jax.Array,
-    state: SegmentState,
-    data: distill.SegmentData,
-) -> Programs:
-    step = distill.make_segment_step(
-        _class_distance(problem, _context(problem)),
-        optimizer,
-        training.make_train_step(
-            problem.network.apply, problem.network_recipe, problem.statistics
-        ),
-        problem.match_options,
-        problem.loop,
-    )
-    start_outer = partial(
-        distill.start_outer, optimizer=optimizer, recipe=problem.network_recipe
-    )
-    update = distill.make_update(step, problem.loop)
-    return Programs(
-        update.lower(root, state, data).compile(),
-        jax.jit(start_outer).lower(state, state.network.params).compile(),
-    )
 
 
 def run_dasm(
     problem: Problem,
     plans: list[SegmentPlan] | None = None,
     *,
+    experts_folder: Path | None = None,
+    on_expert: Callable[[int, int], None] = lambda segment, done: None,
     on_outer: Callable[[Progress], None] = lambda progress: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
 ) -> list[SegmentResult]:
-    """Make all segments, easy to hard. With one segment this is IDC.
+    """Make all segments, easy to hard. With one segment this is the plain matcher.
 
     Args:
       problem: dataset and settings.
       plans: what ``plan_segments`` says, where the caller has asked already.
+      experts_folder: where expert trajectories are kept; ``None``: in memory only.
+      on_expert: called with segment and number of experts that are ready.
       on_outer: called after every outer iteration.
       on_segment: called when a segment is frozen.
 
@@ -208,12 +138,14 @@ def run_dasm(
     """
     root = jax.random.key(problem.settings.seed)
     make_pool = make_pool_maker(problem, root)
-    programs: dict[int, Programs] = {}
+    supplier = make_supplier(problem, root, experts_folder, on_expert)
+    programs: dict[tuple[int, int], Programs] = {}
     results: list[SegmentResult] = []
     for plan in plans or plan_segments(problem):
         finished = [result.pixels for result in results]
+        pool = make_pool(plan.segment, 0, finished)
         result = match_segment(
-            problem, root, plan, programs, make_pool, finished, on_outer
+            problem, root, plan, programs, make_pool, supplier, pool, finished, on_outer
         )
         results.append(result)
         on_segment(result)
@@ -224,80 +156,98 @@ def match_segment(
     problem: Problem,
     root: jax.Array,
     plan: SegmentPlan,
-    programs: dict[int, Programs],
+    programs: dict[tuple[int, int], Programs],
     make_pool: MakePool,
+    supplier: Supplier,
+    pool: Pool,
     finished: list[np.ndarray],
     on_outer: Callable[[Progress], None],
 ) -> SegmentResult:
-    """Choose the pool of one segment, start from it, match, clamp.
+    """Start one segment from its pool, match, clamp.
 
-    ``programs`` holds those of every segment size seen so far, and gets this one's.
+    ``programs`` holds those of every shape seen so far, and gets this one's.
 
     Raises:
       NonFiniteError: see ``run_dasm``.
     """
     s = problem.settings
-    optimizer = make_image_optimizer(
-        plan.learning_rate, s.image.momentum, problem.dataset.n_classes
-    )
-    pool = make_pool(plan.segment, 0, finished)
+    optimizers = make_optimizers(problem, plan)
+    learner = problem.method.learner(plan.size, plan.inner, context_of(problem))
     data = _segment_data(problem, plan, pool, 0, finished)
     pixels = _start_pixels(problem, root, plan, pool)
+    supply = supplier(plan, pool)
+    given = supply.given(0)
     state = distill.start_segment(
-        pixels,
-        optimizer,
-        _start_network(problem, root, plan, pool, 0),
-        problem.network_recipe,
-        data,
+        Variables(pixels, problem.method.learned), given, data, learner, optimizers
     )
+    loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
-    if plan.size not in programs:
-        programs[plan.size] = _compile(problem, optimizer, root, state, data)
-    update, start_outer = programs[plan.size]
-    seconds_compiling = time.perf_counter() - began
-    seconds_scoring, seconds_matching = pool.seconds, 0.0
+    shape = (plan.size, plan.network_steps)
+    if shape not in programs:
+        step = distill.make_step(
+            problem.method.objective(context_of(problem), problem.loop),
+            learner,
+            optimizers,
+            problem.method.real_batch,
+        )
+        begin = partial(distill.start_outer, learner=learner, optimizers=optimizers)
+        programs[shape] = Programs(
+            distill.compile_update(step, plan.network_steps, loop, (root, state, data)),
+            jax.jit(begin).lower(state, given).compile(),
+        )
+    update, start_outer = programs[shape]
+    seconds = Seconds(0.0, pool.seconds, time.perf_counter() - began, supply.seconds)
     good = np.asarray(pixels)
     for outer in range(plan.outer_iterations):
         every = s.dasm.rescore_every
         if every and plan.segment > 1 and outer and outer % every == 0:
             pool = make_pool(plan.segment, outer // every, [*finished, good])
-            seconds_scoring += pool.seconds
+            seconds = seconds._replace(scoring=seconds.scoring + pool.seconds)
             data = _segment_data(problem, plan, pool, outer // every, finished)
-            state = distill.change_pool(
-                state, data, networks_too=s.trajectory.data == "pool"
-            )
+            supply = supplier(plan, pool)
+            anew = learner if _network_data(problem) == "pool" else None
+            state = distill.change_pool(state, data, supply.given(outer), anew)
         began = time.perf_counter()
         if outer:
-            network = _start_network(problem, root, plan, pool, outer)
-            state = start_outer(state, network)
+            state = start_outer(state, jax.device_put(supply.given(outer)))
         pending = []
         with jax.transfer_guard("disallow"):
-            for _ in range(s.loop.inner // problem.loop.steps_per_call):
+            for _ in range(plan.inner // loop.steps_per_call):
                 state, distances = update(root, state, data)
                 pending.append(distances)
         distances = np.concatenate([np.asarray(d) for d in pending])
         now = np.asarray(
-            jnp.clip(optimizer.interrupted(state.pixels, state.image_opt), 0.0, 1.0)
+            optimizers.image.interrupted(state.variables.pixels, state.image_opt)
         )
         trouble = _trouble(problem, plan, outer, distances, now)
         if trouble:
             raise NonFiniteError(trouble, synthetic_set([*finished, good]))
-        good = now
-        seconds = time.perf_counter() - began
-        seconds_matching += seconds
-        on_outer(Progress(plan, outer + 1, distances, seconds))
-    return SegmentResult(
-        plan, good, pool, seconds_matching, seconds_scoring, seconds_compiling
+        good = now.clip(0.0, 1.0)
+        spent = time.perf_counter() - began
+        seconds = seconds._replace(matching=seconds.matching + spent)
+        on_outer(Progress(plan, outer + 1, distances, spent))
+    learned = jax.tree.map(float, state.variables.learned)
+    return SegmentResult(plan, good, learned, pool, seconds)
+
+
+def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:
+    """Optimisers of the pixels, and of what is learned beside them."""
+    m = problem.settings.matcher.active
+    precondition = lambda grads: grads  # noqa: E731
+    if m.image.rule == "inputs":
+        precondition = partial(training.input_metric, statistics=problem.statistics)
+    image = make_image_optimizer(
+        plan.learning_rate,
+        m.image.momentum,
+        problem.dataset.n_classes if m.image.class_turns else 1,
+        precondition=precondition,
     )
+    return distill.Optimizers(image, problem.method.learned_optimizer)
 
 
-def _start_network(
-    problem: Problem, root: jax.Array, plan: SegmentPlan, pool: Pool, outer: int
-) -> Params:
-    if problem.settings.trajectory.start == "segments" and pool.networks:
-        return pool.networks[outer % len(pool.networks)]
-    key = key_for(root, Use.NETWORK_INIT, plan.segment, outer)
-    return problem.network.init(key)
+def _network_data(problem: Problem) -> str:
+    m = problem.settings.matcher.active
+    return m.trajectory.data if isinstance(m, BatchMethodSettings) else "none"
 
 
 def _trouble(
@@ -311,18 +261,23 @@ def _trouble(
     steps, labels = np.nonzero(~np.isfinite(distances))
     where = f"segment {plan.segment}, outer iteration {outer + 1}"
     if len(steps):
-        name = problem.dataset.class_names[labels[0]]
         what = "the matching distance"
-        where += f", inner step {steps[0] + 1}, class {labels[0]} ({name})"
+        where += f", inner step {steps[0] + 1}"
+        if problem.method.separable:
+            where += f", class {labels[0]} ({problem.dataset.class_names[labels[0]]})"
     elif not np.isfinite(pixels).all():
         label = np.nonzero(~np.isfinite(pixels))[0][0]
         what = "a pixel"
         where += f", class {label} ({problem.dataset.class_names[label]})"
     else:
         return None
+    matcher = problem.settings.matcher
+    fields = f"config.matcher.{matcher.name}.image.lr"
+    if isinstance(matcher.active, TrajectoryMatchingSettings):
+        fields += f", config.matcher.{matcher.name}.step_size or step_size_lr"
     return (
-        f"{what} is not finite in {where}; lower config.image.lr (the segment's "
-        f"rate is {plan.learning_rate:g}); the last good set is kept"
+        f"{what} is not finite in {where}; lower {fields} (the segment's image rate is "
+        f"{plan.learning_rate:g}); the last good set is kept"
     )
 
 

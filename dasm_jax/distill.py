@@ -1,8 +1,8 @@
 """The jitted heart: one update of one segment.
 
-An inner step matches every class against its pool, moves the active pixels, and trains
-the network a little further on real images (IDC, algorithm 1). The functions here are
-pure; ``make_update`` compiles them.
+An inner step matches the active pixels to the pool, moves them, and lets the learner go
+on (for IDC: trains the network a little further on real images). The functions here are
+pure; ``compile_update`` makes programs of them.
 """
 
 from collections.abc import Callable
@@ -10,246 +10,184 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float, Int, Key
+import optax
+from jaxtyping import Float, Key
 
-from dasm_jax import augment, sampling, training
+from dasm_jax import sampling
 from dasm_jax.image_optimizer import ImageOptimizer
 from dasm_jax.keys import Use, key_for
+from dasm_jax.learners import Learner
 from dasm_jax.loops import Loop
-from dasm_jax.matching import Matcher
-from dasm_jax.parameterization import Formation, Parameterization
-from dasm_jax.sampling import IndexTable, SamplerState
-from dasm_jax.training import Recipe, TrainState, TrainStep
-from dasm_jax.types import Array, ArrayDataset, Batch, Normalization, Params
+from dasm_jax.objectives import Objective
+from dasm_jax.segment import SegmentData, SegmentState, Variables
+from dasm_jax.types import Array
 
 
-class SegmentState(NamedTuple):
-    """Everything that changes while one segment is matched."""
+class Optimizers(NamedTuple):
+    """Of the pixels, and of what is learned beside them."""
 
-    pixels: Array  # f32[C, n, H, W, ch], the active segment only
-    image_opt: Any
-    network: TrainState
-    real: SamplerState  # place in the pool, per class
-    step: Array  # i32[] inner steps done in this segment
+    image: ImageOptimizer
+    learned: optax.GradientTransformation
 
 
-class SegmentData(NamedTuple):
-    """What an update reads: device arrays, so that no segment needs a new program."""
+class StepFunctions(NamedTuple):
+    """The two halves of an inner step, pure."""
 
-    real: ArrayDataset  # u8[N, H, W, ch], i32[N]
-    pool: IndexTable  # per class, what this segment is matched against
-    network_data: IndexTable  # one group, what the network is trained on
-    frozen: Array  # f32[C, IPC, H, W, ch] finished segments first, or C × 0 images
-    frozen_count: Array  # i32[] finished images per class
-    segment: Array  # i32[], counted from 1
-    pool_round: Array  # i32[] how often this segment's pool was made
+    match: Callable[..., tuple[SegmentState, Float[jax.Array, " G"]]]
+    train: Callable[..., SegmentState]
 
 
-class MatchOptions(NamedTuple):
-    """Fixed at compile time."""
-
-    real_batch: int  # real images per class and step
-    synthetic_batch: int  # decoded images per class and step, at most
-    strategy: tuple[str, ...]  # siamese augmentation
-    network_steps: int  # SGD steps of the network per inner step
-
-
-def join_formations(formations: list[Formation]) -> Formation:
-    """Formation of several segments whose stored images lie one after another."""
-    joined, offset = [], 0
-    for formation in formations:
-        sources = np.asarray(formation.sources)
-        joined.append((sources + offset, formation.rows, formation.columns))
-        offset += int(sources.max()) + 1
-    return Formation(*(np.concatenate(field) for field in zip(*joined)))
-
-
-def choose_images(
-    key: Key[jax.Array, ""],
-    formation: Formation,
-    stored: Int[jax.Array, ""] | int,
-    most: int,
-) -> tuple[Formation, Float[jax.Array, " m"]]:
-    """Choose up to ``most`` decoded images of one class before decoding them.
-
-    Only images whose stored image comes before ``stored`` exist; the others get weight
-    zero, so that shapes stay the same while the set grows.
-    """
-    exists = jnp.asarray(formation.sources) < stored
-    count = exists.size
-    if count <= most:
-        return formation, exists.astype(jnp.float32)
-    draws = jnp.where(exists, jax.random.uniform(key, (count,)), 2.0)
-    chosen = jnp.argsort(draws)[:most]
-    return formation.take(chosen), exists[chosen].astype(jnp.float32)
-
-
-def make_class_distance(
-    matcher: Matcher,
-    parameterization: Parameterization,
-    statistics: Normalization,
-    options: MatchOptions,
-    segment_sizes: tuple[int, ...] | None,
-) -> Callable[..., Float[jax.Array, ""]]:
-    """Distance of one class as a function of its active pixels.
-
-    Args:
-      matcher: the objective.
-      parameterization: stored pixels to images.
-      statistics: normalisation ahead of the network.
-      options: batch sizes and augmentation.
-      segment_sizes: images per class of all segments, where finished segments stand in
-        the synthetic batch beside the active one; ``None`` where they do not.
+def make_step(
+    objective: Objective, learner: Learner, optimizers: Optimizers, real_batch: int
+) -> StepFunctions:
+    """Matching step and network step of one segment.
 
     Returns:
-      ``distance(pixels, frozen, frozen_count, params, real, label, key)`` with pixels
-      f32[n, H, W, ch], frozen f32[IPC, H, W, ch] and real u8[B, H, W, ch].
+      ``match(key, state, data) -> (state, distances)`` moves the pixels of all classes
+      and counts the step; ``train(key, state, data) -> state`` is one SGD step of the
+      networks.
     """
 
-    def distance(pixels, frozen, frozen_count, params, real, label, key):
-        choice_key, augment_key = jax.random.split(key)
-        if segment_sizes is None:
-            formation = parameterization.tiles(pixels.shape[0])
-            stored = pixels.shape[0]
-        else:
-            formation = join_formations(
-                [parameterization.tiles(n) for n in segment_sizes]
-            )
-            stored = frozen_count + pixels.shape[0]
-            zero = jnp.zeros_like(frozen_count)
-            pixels = jax.lax.dynamic_update_slice(
-                frozen, pixels, (frozen_count, zero, zero, zero)
-            )
-        formation, weights = choose_images(
-            choice_key, formation, stored, options.synthetic_batch
-        )
-        images = parameterization.decode(pixels, formation)
-        draw = augment.draw_augmentation(
-            augment_key, options.strategy, (images.shape[1], images.shape[2])
-        )
-
-        def prepare(images, weights):
-            images = training.normalize(training.to_unit(images), statistics)
-            images = augment.augment_shared(images, draw, options.strategy)
-            return Batch(images, jnp.full(len(images), label), weights)
-
-        target = matcher.target(params, prepare(real, jnp.ones(len(real))))
-        return matcher.distance(params, target, prepare(images, weights))
-
-    return distance
-
-
-def make_segment_step(
-    class_distance: Callable[..., Float[jax.Array, ""]],
-    optimizer: ImageOptimizer,
-    train_step: TrainStep,
-    options: MatchOptions,
-    loop: Loop,
-) -> Callable[..., tuple[SegmentState, Float[jax.Array, " C"]]]:
-    """One inner step: all classes matched at once, then the network's own steps.
-
-    Returns:
-      ``step(key, state, data) -> (state, distances f32[C])``, a pure function.
-    """
-
-    def step(
+    def match(
         key: Key[jax.Array, ""], state: SegmentState, data: SegmentData
-    ) -> tuple[SegmentState, Float[jax.Array, " C"]]:
+    ) -> tuple[SegmentState, Float[jax.Array, " G"]]:
         order_key = key_for(key, Use.REAL_ORDER, data.segment, data.pool_round)
-        real, index = sampling.next_batch(
-            order_key, state.real, data.pool, options.real_batch
+        real, index = sampling.next_batch(order_key, state.real, data.pool, real_batch)
+        distances, grads = objective(
+            key_for(key, Use.MATCH, data.segment, state.step),
+            state.variables,
+            learner.view(key, state.learner, data, state.step),
+            data.real.images[index],
+            data.frozen,
+            data.frozen_count,
         )
-        match_key = key_for(key, Use.MATCH, data.segment, state.step)
-        params = state.network.params
-
-        def match_class(args):
-            pixels, frozen, index, label = args
-            return jax.value_and_grad(class_distance)(
-                pixels,
-                frozen,
-                data.frozen_count,
-                params,
-                data.real.images[index],
-                label,
-                jax.random.fold_in(match_key, label),
-            )
-
-        labels = jnp.arange(state.pixels.shape[0], dtype=jnp.int32)
-        distances, grads = loop.over(
-            match_class, (state.pixels, data.frozen, index, labels)
+        pixels, image_opt = optimizers.image.update(
+            grads.pixels, state.image_opt, state.variables.pixels
         )
-        pixels, image_opt = optimizer.update(grads, state.image_opt, state.pixels)
-
-        network_key = key_for(key, Use.TRAJECTORY, data.segment, data.pool_round)
-        network, _ = loop.repeat(
-            lambda network: train_step(
-                network_key, network, data.real, data.network_data
-            ),
-            state.network,
-            options.network_steps,
+        learned = state.variables.learned
+        updates, learned_opt = optimizers.learned.update(
+            grads.learned, state.learned_opt, learned
         )
-        state = SegmentState(pixels, image_opt, network, real, state.step + 1)
+        learned = optax.apply_updates(learned, updates)
+        state = state._replace(
+            variables=Variables(pixels, learned),
+            image_opt=image_opt,
+            learned_opt=learned_opt,
+            real=real,
+            step=state.step + 1,
+        )
         return state, distances
 
-    return step
+    def train(
+        key: Key[jax.Array, ""], state: SegmentState, data: SegmentData
+    ) -> SegmentState:
+        pixels = state.variables.pixels
+        return state._replace(learner=learner.train(key, state.learner, data, pixels))
+
+    return StepFunctions(match, train)
 
 
-def make_update(
-    step: Callable[..., tuple[SegmentState, Float[jax.Array, " C"]]], loop: Loop
-) -> Callable[..., tuple[SegmentState, Float[jax.Array, "n C"]]]:
-    """Compile ``loop.steps_per_call`` inner steps into one program; donates the state.
+Update = Callable[..., tuple[SegmentState, Float[jax.Array, "n G"]]]
 
-    Shapes are the same in every segment of one size, so it is traced once per size.
+
+def compile_update(
+    step: StepFunctions,
+    network_steps: int,
+    loop: Loop,
+    example: tuple[Array, SegmentState, SegmentData],
+) -> Update:
+    """Compile ``loop.steps_per_call`` inner steps ahead of time, for these shapes.
+
+    On accelerators they are one program. On CPU, where loops are written out, matching
+    and one network step are a program each: convolutions in loop bodies are slow there,
+    and many copies of a network step take long to compile.
+
+    Args:
+      step: the two halves of an inner step.
+      network_steps: network steps per inner step.
+      loop: how loops are compiled.
+      example: key, state and data, for their shapes.
+
+    Returns:
+      ``update(key, state, data) -> (state, distances)``; it donates the state and
+      refuses other shapes.
     """
 
-    def update(key, state, data):
-        return loop.repeat(lambda s: step(key, s, data), state, loop.steps_per_call)
+    def match(key, state, data):
+        state, distances = step.match(key, state, data)
+        return state, distances[None]
 
-    return jax.jit(update, donate_argnums=1)
+    def inner_steps(key, state, data):
+        def inner_step(state):
+            state, distances = step.match(key, state, data)
+            train_once = lambda state: (step.train(key, state, data), None)  # noqa: E731
+            return loop.repeat(train_once, state, network_steps)[0], distances
+
+        return loop.repeat(inner_step, state, loop.steps_per_call)
+
+    def compiled(function):
+        return jax.jit(function, donate_argnums=1).lower(*example).compile()
+
+    if loop.rolled:
+        return compiled(inner_steps)
+    match = compiled(match)
+    train = compiled(step.train) if network_steps else step.train
+
+    def update(key, state, data):
+        state, distances = match(key, state, data)
+        for _ in range(network_steps):
+            state = train(key, state, data)
+        return state, distances
+
+    return update
 
 
 def start_segment(
-    pixels: Array,
-    optimizer: ImageOptimizer,
-    params: Params,
-    recipe: Recipe,
+    variables: Variables,
+    given: Any,
     data: SegmentData,
+    learner: Learner,
+    optimizers: Optimizers,
 ) -> SegmentState:
     """State ahead of the first inner step of a segment.
 
-    Pixels and parameters are copied: an update donates its state, and both are still
+    Everything is copied: an update donates its state, and pixels and networks are still
     needed outside (the last good pixels, networks that several iterations start from).
     """
-    pixels, params = jax.tree.map(jnp.copy, (pixels, params))
+    variables, given = jax.tree.map(jnp.array, (variables, given))
     return SegmentState(
-        pixels=pixels,
-        image_opt=optimizer.init(pixels),
-        network=training.start_training(
-            params, recipe, sampling.start_sampler(data.network_data)
-        ),
+        variables=variables,
+        image_opt=optimizers.image.init(variables.pixels),
+        learned_opt=optimizers.learned.init(variables.learned),
+        learner=learner.start(given, data, variables.pixels),
         real=sampling.start_sampler(data.pool),
         step=jnp.zeros((), jnp.int32),
     )
 
 
 def start_outer(
-    state: SegmentState, params: Params, optimizer: ImageOptimizer, recipe: Recipe
+    state: SegmentState, given: Any, learner: Learner, optimizers: Optimizers
 ) -> SegmentState:
-    """Clamp the pixels and put a fresh network in place; the data go on."""
-    network = training.start_training(
-        params, recipe, state.network.sampler, state.network.step
-    )
+    """Clamp the pixels and put what is given in place; the data go on."""
+    pixels = optimizers.image.clamp(state.variables.pixels, state.image_opt)
     return state._replace(
-        pixels=optimizer.clamp(state.pixels, state.image_opt), network=network
+        variables=state.variables._replace(pixels=pixels),
+        learner=learner.restart(state.learner, given),
     )
 
 
 def change_pool(
-    state: SegmentState, data: SegmentData, *, networks_too: bool
+    state: SegmentState, data: SegmentData, given: Any, learner: Learner | None
 ) -> SegmentState:
-    """Begin anew in another pool, and in its network data where these are the pool."""
-    network = state.network
-    if networks_too:
-        network = network._replace(sampler=sampling.start_sampler(data.network_data))
-    return state._replace(real=sampling.start_sampler(data.pool), network=network)
+    """Begin anew in another pool.
+
+    Args:
+      state: of the segment.
+      data: with the new pool.
+      given: see ``Learner``.
+      learner: begins anew too, where what it trains on is the pool; else ``None``.
+    """
+    if learner is not None:
+        pixels = state.variables.pixels
+        state = state._replace(learner=learner.start(given, data, pixels))
+    return state._replace(real=sampling.start_sampler(data.pool))

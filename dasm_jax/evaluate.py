@@ -10,9 +10,11 @@ import numpy as np
 from dasm_jax import sampling, training
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
-from dasm_jax.problem import Problem, recipe_from
+from dasm_jax.problem import Problem
+from dasm_jax.recipes import recipe_from
 from dasm_jax.sampling import IndexTable
-from dasm_jax.types import ArrayDataset
+from dasm_jax.training import SoftLabels
+from dasm_jax.types import Array, ArrayDataset, Params
 
 
 class Accuracy(NamedTuple):
@@ -34,8 +36,24 @@ class Accuracy(NamedTuple):
 Evaluator = Callable[[ArrayDataset, IndexTable], Accuracy]
 
 
-def make_evaluator(problem: Problem) -> Evaluator:
+def accuracy(
+    predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
+) -> float:
+    """Share of images that are predicted correctly; NaN where a logit is not finite."""
+    logits = predict(params, jax.device_put(data.images))
+    if not jnp.isfinite(logits).all():
+        return float("nan")
+    return float((jnp.argmax(logits, axis=1) == data.labels).mean())
+
+
+def make_evaluator(
+    problem: Problem, *, soft_labels: SoftLabels | None = None
+) -> Evaluator:
     """Compile the evaluation recipe once, for every set of a table.
+
+    Args:
+      problem: dataset, network and recipe.
+      soft_labels: soft labels for every augmented view, instead of the set's own.
 
     Returns:
       ``evaluate(data, table) -> Accuracy``: trains ``evaluate.networks`` networks for
@@ -50,23 +68,22 @@ def make_evaluator(problem: Problem) -> Evaluator:
         recipe_from(s.recipe, s.steps),
         problem.statistics,
         problem.loop,
+        soft_labels=soft_labels,
     )
     predict = training.make_predictor(problem.network.apply, problem.statistics)
-    images, labels = jax.device_put(problem.dataset.test)
+    test = jax.device_put(problem.dataset.test)
 
     def evaluate(data: ArrayDataset, table: IndexTable) -> Accuracy:
         accuracies = []
         for network in range(s.networks):
             key = key_for(root, Use.EVALUATION_NETWORK, network)
             params = train(key, data, table)[-1]
-            logits = predict(params, images)
-            if not jnp.isfinite(logits).all():
+            accuracies.append(accuracy(predict, params, test))
+            if np.isnan(accuracies[-1]):
                 raise UserError(
                     f"evaluation network {network + 1} diverged; lower "
                     f"config.evaluate.recipe.lr={s.recipe.lr:g}"
                 )
-            correct = jnp.argmax(logits, axis=1) == labels
-            accuracies.append(float(correct.mean()))
         return Accuracy(tuple(accuracies))
 
     return evaluate

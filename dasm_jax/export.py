@@ -1,13 +1,12 @@
 """``synthetic.npz``: the one file that a user takes away."""
 
-import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax.errors import UserError
+from dasm_jax.files import write_atomically
 from dasm_jax.parameterization import Parameterization
 from dasm_jax.types import Normalization, SyntheticSet
 
@@ -26,7 +25,10 @@ def save_synthetic(
     are decoded and ready to train on; ``stored_pixels`` f32[N, H, W, C] with
     ``stored_labels`` and ``stored_segments`` are what counts as IPC; ``source`` i32[M]
     is the stored image of each decoded one; ``factor``, ``formation``, ``mean``,
-    ``std`` and ``class_names`` say how they were made and normalised. Equal sets give
+    ``std`` and ``class_names`` say how they were made and normalised. Where networks
+    saw whitened images, ``zca_mean`` f32[D], ``zca_matrix`` and ``zca_inverse``
+    f32[D, D] go with it: flat rows x = (images − mean) / std become
+    (x − zca_mean) @ zca_matrix, and back y @ zca_inverse + zca_mean. Equal sets give
     equal bytes.
 
     Raises:
@@ -43,6 +45,10 @@ def save_synthetic(
             images.append(np.asarray(parameterization.decode(pixels, formation)))
             source.append(index[np.asarray(formation.sources)])
     source = np.concatenate(source).astype(np.int32)
+    whitening: dict[str, Any] = {}
+    if statistics.whitening is not None:
+        fields = statistics.whitening._asdict().items()
+        whitening = {f"zca_{name}": np.asarray(value) for name, value in fields}
     write_atomically(
         path,
         lambda file: np.savez(
@@ -59,27 +65,6 @@ def save_synthetic(
             mean=np.array(statistics.mean, np.float32),
             std=np.array(statistics.std, np.float32),
             class_names=np.array(class_names, dtype=np.str_),
+            **whitening,
         ),
     )
-
-
-def write_atomically(path: Path, write) -> None:
-    """Let ``write(file)`` fill a file that appears whole or not at all.
-
-    Raises:
-      UserError: it cannot be written (permissions, a full disk).
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

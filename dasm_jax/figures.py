@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dasm_jax.export import write_atomically
+from dasm_jax.files import write_atomically
 
 MOST_COLUMNS = 20
 GAP, MARGIN, HEADER = 2, 8, 64

@@ -27,14 +27,20 @@ class ImageOptimizer(NamedTuple):
 
 
 def make_image_optimizer(
-    learning_rate: float, momentum: float, n_classes: int
+    learning_rate: float,
+    momentum: float,
+    turns: int,
+    *,
+    precondition: Callable[[Pixels], Pixels] = lambda grads: grads,
 ) -> ImageOptimizer:
     """SGD with momentum that equals the public one-class-after-another loop.
 
     Args:
       learning_rate: of the public loop, per class step.
       momentum: of the public loop, in [0, 1).
-      n_classes: classes that take turns.
+      turns: classes that take turns; 1 for plain SGD, one step for all at once (DC, DM,
+        CAFE, MTT).
+      precondition: applied to every gradient (``training.input_metric``).
 
     Returns:
       ``init(pixels)``, ``update(grads, state, pixels)`` and, for the moments between
@@ -42,15 +48,15 @@ def make_image_optimizer(
       them right after its last class, and ``clamp(pixels, state)``: what remains after
       it clips *those* to [0, 1] and goes on.
     """
-    over_a_pass = momentum**n_classes
+    over_a_pass = momentum**turns
     optimizer = optax.sgd(
         learning_rate * (1 - over_a_pass) / (1 - momentum), momentum=over_a_pass
     )
-    # After the last class, class c has made n_classes − c of its moves.
+    # After the last class, class c has made turns − c of its moves.
     ahead = jnp.array(
         [
-            learning_rate * (momentum ** (n_classes - c) - over_a_pass) / (1 - momentum)
-            for c in range(n_classes)
+            learning_rate * (momentum ** (turns - c) - over_a_pass) / (1 - momentum)
+            for c in range(turns)
         ],
         jnp.float32,
     )[:, None, None, None, None]
@@ -59,7 +65,7 @@ def make_image_optimizer(
         return ahead * optax.tree_utils.tree_get(state, "trace")
 
     def update(grads: Pixels, state: Any, pixels: Pixels) -> tuple[Any, Any]:
-        updates, state = optimizer.update(grads, state, pixels)
+        updates, state = optimizer.update(precondition(grads), state, pixels)
         return optax.apply_updates(pixels, updates), state
 
     def interrupted(pixels: Pixels, state: Any) -> Pixels:

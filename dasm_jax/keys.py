@@ -25,6 +25,9 @@ class Use(enum.IntEnum):
     POOL = 8
     EVALUATION_NETWORK = 9
     RANDOM_SET = 10
+    RECOVERY = 11
+    EXPERT = 12
+    EXPERT_SPAN = 13
 
 
 def key_for(

@@ -17,6 +17,10 @@ class Loop(NamedTuple):
     rolled: bool
     steps_per_call: int
 
+    def calling(self, steps: int) -> "Loop":
+        """The same for a program of ``steps`` steps; one step where written out."""
+        return self._replace(steps_per_call=steps) if self.rolled else self
+
     def over(self, body: Callable[[Any], Any], xs: Any) -> Any:
         """Stack ``body(x)`` for every ``x`` of the leading axis of ``xs``."""
         if self.rolled:
@@ -36,6 +40,15 @@ class Loop(NamedTuple):
             carry, y = body(carry)
             ys.append(y)
         return carry, _stack(ys)
+
+    def fold(self, body: Callable[[Any, Any], Any], carry: Any, xs: Any) -> Any:
+        """``carry = body(carry, x)`` for every ``x`` of the leading axis of ``xs``."""
+        if self.rolled:
+            return jax.lax.scan(lambda c, x: (body(c, x), None), carry, xs)[0]
+        leaves, structure = jax.tree.flatten(xs)
+        for row in zip(*leaves):
+            carry = body(carry, structure.unflatten(row))
+        return carry
 
 
 def _stack(trees: list[Any]) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 from dasm_jax import sampling, schedule, scoring, training
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
-from dasm_jax.problem import Problem, decode_segments, decoded_count, recipe_from
+from dasm_jax.problem import Problem, decode_segments, decoded_count
+from dasm_jax.recipes import recipe_from
 from dasm_jax.schedule import ClassDifficulty, PoolContext, Window
 from dasm_jax.scoring import Difficulty
 from dasm_jax.types import Params
@@ -75,7 +76,7 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
             table = sampling.prefix_table(count, count)
             trained_on_real.extend(train_networks(problem.real, table, 0, 0))
         trajectories = []
-        wanted = scored_by == "segments" or s.trajectory.start == "segments"
+        wanted = scored_by == "segments" or s.matcher.active.needs_segment_networks
         if finished and wanted:
             data, table = decode_segments(problem, finished, total)
             trajectories = train_networks(data, table, segment, pool_round)
@@ -141,7 +142,7 @@ def _choose(
             context,
             extra=draws[1, indices],
             random_share=share,
-            minimum=max(s.matcher.real_batch, 5 * size * s.synthetic.factor**2),
+            minimum=max(problem.method.real_batch, 5 * size * s.factor**2),
         )
         members.append(indices[chosen])
     return members

@@ -6,18 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import matching, nets, sampling
-from dasm_jax.augment import parse_strategy
-from dasm_jax.distill import MatchOptions
+from dasm_jax import nets, sampling
 from dasm_jax.errors import UserError
 from dasm_jax.loops import Loop, loop_for
-from dasm_jax.matching import Matcher
+from dasm_jax.methods import Method, Surroundings, make_method
 from dasm_jax.nets import Network
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.sampling import IndexTable
-from dasm_jax.settings import RecipeSettings, Settings
-from dasm_jax.training import Recipe
+from dasm_jax.schema import Settings
+from dasm_jax.training import normalize, to_unit
 from dasm_jax.types import ArrayDataset, Dataset, Normalization
+from dasm_jax.whitening import fit_whitening
+
+# Of a trainer on an accelerator; long enough that launching costs nothing.
+STEPS_PER_CALL = 100
 
 
 class Problem(NamedTuple):
@@ -30,26 +32,8 @@ class Problem(NamedTuple):
     statistics: Normalization
     network: Network
     parameterization: Parameterization
-    matcher: Matcher
-    match_options: MatchOptions
-    network_recipe: Recipe
+    method: Method
     loop: Loop
-
-
-def recipe_from(settings: RecipeSettings, decay_steps: int = 0) -> Recipe:
-    """Recipe of one way of training; CutMix takes the place of cutout."""
-    strategy = parse_strategy(settings.augment)
-    if settings.cutmix:
-        strategy = tuple(name for name in strategy if name != "cutout")
-    return Recipe(
-        batch=settings.batch,
-        learning_rate=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        augment=strategy,
-        cutmix=settings.cutmix,
-        decay_steps=decay_steps,
-    )
 
 
 def channel_statistics(images: np.ndarray) -> Normalization:
@@ -78,11 +62,19 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
             n_classes,
             width=settings.network.width,
             depth=settings.network.depth,
+            norm=settings.network.norm,
         )
     except ValueError as error:
         raise UserError(f"config.{error}") from None
-    given = Normalization(settings.data.mean, settings.data.std)
-    batches = -(-settings.trajectory.n_data // settings.trajectory.recipe.batch)
+    around = Surroundings(
+        network=network,
+        parameterization=make_parameterization(
+            settings.synthetic.formation, settings.factor, shape[:2]
+        ),
+        statistics=_statistics(settings, dataset),
+        n_classes=n_classes,
+        loop=loop_for(jax.default_backend(), STEPS_PER_CALL),
+    )
     return Problem(
         settings=settings,
         dataset=dataset,
@@ -92,25 +84,21 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
         class_indices=[
             np.flatnonzero(dataset.train.labels == c) for c in range(n_classes)
         ],
-        statistics=given if given.mean else channel_statistics(dataset.train.images),
+        statistics=around.statistics,
         network=network,
-        parameterization=make_parameterization(
-            settings.synthetic.formation, settings.synthetic.factor, shape[:2]
-        ),
-        matcher=matching.MATCHERS[settings.matcher.name](
-            network.apply,
-            matching.METRICS[settings.matcher.metric],
-            matching.LAYERS[settings.matcher.layers],
-        ),
-        match_options=MatchOptions(
-            real_batch=settings.matcher.real_batch,
-            synthetic_batch=settings.matcher.synthetic_batch,
-            strategy=parse_strategy(settings.matcher.augment),
-            network_steps=batches,
-        ),
-        network_recipe=recipe_from(settings.trajectory.recipe),
-        loop=loop_for(jax.default_backend(), settings.loop.inner),
+        parameterization=around.parameterization,
+        method=make_method(settings, around),
+        loop=around.loop,
     )
+
+
+def _statistics(settings: Settings, dataset: Dataset) -> Normalization:
+    given = Normalization(settings.data.mean, settings.data.std)
+    statistics = given if given.mean else channel_statistics(dataset.train.images)
+    if not settings.data.zca:
+        return statistics
+    images = normalize(to_unit(jnp.asarray(dataset.train.images)), statistics)
+    return statistics._replace(whitening=fit_whitening(np.asarray(images)))
 
 
 def decode_segments(

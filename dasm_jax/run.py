@@ -1,10 +1,15 @@
 """From settings to an experiment."""
 
-from dasm_jax.experiments import distill
-from dasm_jax.settings import Settings
+from dasm_jax.experiments import compare, distill, recover
+from dasm_jax.experiments.common import memory_explained
+from dasm_jax.schema import Settings
 from dasm_jax.workdir import open_workdir
 
-EXPERIMENTS = {"distill": distill.run}
+EXPERIMENTS = {
+    "distill": distill.run,
+    "recover": recover.run,
+    "compare": compare.run,
+}
 
 
 def run(settings: Settings, workdir: str) -> str:
@@ -14,4 +19,6 @@ def run(settings: Settings, workdir: str) -> str:
       UserError: a mistake the user can mend.
       NonFiniteError: the optimisation diverged; the last good set is in the workdir.
     """
-    return EXPERIMENTS[settings.experiment](settings, open_workdir(workdir, settings))
+    experiment = EXPERIMENTS[settings.experiment]
+    with memory_explained(settings):
+        return experiment(settings, open_workdir(workdir, settings))

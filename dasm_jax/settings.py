@@ -1,6 +1,5 @@
-"""Settings: frozen dataclasses behind the ``ml_collections`` configs, and their checks.
+"""From an ``ml_collections`` config to checked, frozen settings.
 
-Values and comments live in ``configs/default.py``; here are types and what is allowed.
 ``ml_collections`` stops at this module.
 """
 
@@ -11,173 +10,12 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from dasm_jax import (
-    data,
-    initial,
-    matching,
-    nets,
-    parameterization,
-    schedule,
-    scoring,
-)
-from dasm_jax.checks import (
-    Count,
-    Momentum,
-    Rate,
-    Seed,
-    Share,
-    Strategy,
-    one_of,
-    unknown_name,
-    within,
-)
+from dasm_jax.checks import unknown_name
 from dasm_jax.errors import UserError
+from dasm_jax.schema import Settings, TrajectoryMatchingSettings
 
-EXPERIMENTS = ("distill",)
-BUDGETS = ("flops", "steps", "per_segment")
 SMALLEST_TILE = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-    """Where the real images come from."""
-
-    source: Annotated[str, one_of(data.SOURCES)]
-    name: str
-    data_dir: str
-    train_split: str
-    test_split: str
-    test_share: Share
-    downsample: Count
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkSettings:
-    """The network that gradients are taken of, and that sets are evaluated on."""
-
-    name: Annotated[str, one_of(nets.NETS)]
-    width: Annotated[int, within(1, 4096)]
-    depth: Count
-
-
-@dataclasses.dataclass(frozen=True)
-class SyntheticSettings:
-    """How synthetic images are stored and started."""
-
-    factor: Count
-    formation: Annotated[str, one_of(parameterization.FORMATIONS)]
-    init: Annotated[str, one_of(initial.INITS)]
-
-
-@dataclasses.dataclass(frozen=True)
-class MatcherSettings:
-    """The distance, and what goes into it."""
-
-    name: Annotated[str, one_of(matching.MATCHERS)]
-    metric: Annotated[str, one_of(matching.METRICS)]
-    layers: Annotated[str, one_of(matching.LAYERS)]
-    augment: Strategy
-    real_batch: Count
-    synthetic_batch: Count
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSettings:
-    """The image optimiser: lr = lr · (ipc_k / 10) · (side / base_size)²."""
-
-    lr: Rate
-    base_size: Count
-    momentum: Momentum
-
-
-@dataclasses.dataclass(frozen=True)
-class RecipeSettings:
-    """One way of training a network."""
-
-    batch: Count
-    lr: Rate
-    momentum: Momentum
-    weight_decay: Rate
-    augment: Strategy
-    cutmix: Share
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopSettings:
-    """How long matching goes on: outer iterations × inner steps of one IDC run."""
-
-    niter: Count
-    inner: Count
-
-
-@dataclasses.dataclass(frozen=True)
-class TrajectorySettings:
-    """The networks whose gradients are matched: start, data and training."""
-
-    start: Annotated[str, one_of(("random", "segments"))]
-    data: Annotated[str, one_of(("all", "pool"))]
-    n_data: Count
-    recipe: RecipeSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class DasmSettings:
-    """Segments, and the pools they are matched against."""
-
-    segments: Count
-    budget: Annotated[str, one_of(BUDGETS)]
-    pool: Annotated[str, one_of(schedule.POOLS)]
-    schedule: Annotated[str, one_of(schedule.SCHEDULES)]
-    rho: Share
-    high: Share
-    random_share: Share
-    gamma: Rate
-    easiest_share: Share
-    coverage: Share
-    score: Annotated[str, one_of(scoring.SCORES)]
-    scored_by: Annotated[str, one_of(("segments", "real"))]
-    networks: Count
-    score_steps: Count
-    rescore_every: Annotated[int, within(0)]
-    context: Annotated[str, one_of(("active", "cumulative"))]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateSettings:
-    """The recipe under which every set in a table is compared."""
-
-    seed: Seed
-    networks: Count
-    steps: Count
-    recipe: RecipeSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class LogSettings:
-    """What is written while a run goes on."""
-
-    every: Count
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything a run depends on."""
-
-    experiment: Annotated[str, one_of(EXPERIMENTS)]
-    seed: Seed
-    ipc: Count
-    data: DataSettings
-    network: NetworkSettings
-    synthetic: SyntheticSettings
-    matcher: MatcherSettings
-    image: ImageSettings
-    loop: LoopSettings
-    trajectory: TrajectorySettings
-    dasm: DasmSettings
-    evaluate: EvaluateSettings
-    log: LogSettings
+LARGEST_WHITENED = 8192  # a square matrix of so many rows is taken apart
 
 
 def from_config(config: ConfigDict) -> Settings:
@@ -189,6 +27,25 @@ def from_config(config: ConfigDict) -> Settings:
     settings = _build(Settings, config, "")
     _check_together(settings)
     return settings
+
+
+def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """The same settings with some fields changed, named as ``"dasm.segments"``.
+
+    Raises:
+      UserError: the result does not hold together.
+    """
+    for path, value in changes.items():
+        settings = _replace(settings, path.split("."), value)
+    _check_together(settings)
+    return settings
+
+
+def _replace(group: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    if rest:
+        value = _replace(getattr(group, name), rest, value)
+    return dataclasses.replace(group, **{name: value})
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
@@ -211,18 +68,6 @@ def check_key(path: str) -> None:
         if name not in hints:
             raise UserError(unknown_name(f"config key '{group}.{name}'", name, hints))
         known, group = hints[name], f"{group}.{name}"
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list:
-    """Dotted names of the fields in which two nested dicts differ."""
-    names = []
-    for key in sorted({*ours, *theirs}):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            names.append(f"{prefix}{key}")
-    return names
 
 
 def _build(cls: Any, config: Any, prefix: str) -> Any:
@@ -254,9 +99,12 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         check(name, value)
         return value
     if typing.get_origin(hint) is tuple:
+        item_type = typing.get_args(hint)[0]
         if not isinstance(value, tuple | list):
-            raise UserError(f"config.{name} must be a tuple of numbers, got {value!r}")
-        return tuple(_convert(float, item, name) for item in value)
+            raise UserError(
+                f"config.{name} must be a tuple of {item_type.__name__}, got {value!r}"
+            )
+        return tuple(_convert(item_type, item, name) for item in value)
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:
@@ -265,7 +113,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 
 def _check_together(s: Settings) -> None:
-    if s.ipc < s.dasm.segments:
+    _check_matcher(s)
+    if s.ipc < s.dasm.segments and s.experiment != "recover":
         raise UserError(
             f"config.ipc={s.ipc} is smaller than config.dasm.segments="
             f"{s.dasm.segments}: a segment needs at least one image per class"
@@ -292,14 +141,47 @@ def _check_together(s: Settings) -> None:
         )
 
 
+def _check_matcher(s: Settings) -> None:
+    m, name = s.matcher.active, f"config.matcher.{s.matcher.name}"
+    if s.network.norm == "batch":
+        raise UserError(
+            "config.network.norm='batch' cannot be matched on: batches of one class "
+            "would be normalised by that class's own statistics, and running "
+            "statistics are not part of a gradient; use 'instance'"
+        )
+    if m.image.class_turns and m.image.rule == "inputs":
+        raise UserError(
+            f"{name}.image.class_turns belongs to {name}.image.rule='idc'; set it to "
+            "False for rule='inputs'"
+        )
+    if not isinstance(m, TrajectoryMatchingSettings):
+        return
+    if m.max_start + m.expert_epochs > m.epochs:
+        raise UserError(
+            f"too few expert epochs for the window: {name}.epochs={m.epochs} is less "
+            f"than {name}.max_start={m.max_start} + {name}.expert_epochs="
+            f"{m.expert_epochs}; raise the first or lower the others"
+        )
+    if m.recipe.lr == 0:
+        raise UserError(
+            f"{name}.recipe.lr must be above 0: experts that stand still give no way "
+            "to follow"
+        )
+    if s.dasm.rescore_every:
+        raise UserError(
+            "config.dasm.rescore_every must be 0 with trajectory matching: experts are "
+            "trained once, on the segment's first pool"
+        )
+
+
 def check_against_data(
     s: Settings, class_counts: list[int], image_shape: tuple[int, int, int]
 ) -> None:
     """Check what only the loaded dataset can tell.
 
     Raises:
-      UserError: more images per class than the smallest class has, tiles under 4 px, or
-        statistics of another number of channels.
+      UserError: more images per class than the smallest class has, tiles under 4 px,
+        images too large to whiten, or statistics of another number of channels.
     """
     smallest = min(class_counts)
     if s.ipc > smallest:
@@ -307,11 +189,17 @@ def check_against_data(
             f"config.ipc={s.ipc} is larger than the smallest class ({smallest} images)"
         )
     height, width, channels = image_shape
-    tile = -(-min(height, width) // s.synthetic.factor)
+    tile = -(-min(height, width) // s.factor)
     if tile < SMALLEST_TILE:
         raise UserError(
-            f"config.synthetic.factor={s.synthetic.factor} leaves tiles of {tile} px "
+            f"config.synthetic.factor={s.factor} leaves tiles of {tile} px "
             f"in {height}x{width} images; at least {SMALLEST_TILE} px are needed"
+        )
+    values = height * width * channels
+    if s.data.zca and values > LARGEST_WHITENED:
+        raise UserError(
+            f"config.data.zca is for images of up to {LARGEST_WHITENED:,} values, not "
+            f"{values:,}; raise config.data.downsample or set it to False"
         )
     if s.data.mean and len(s.data.mean) != channels:
         raise UserError(

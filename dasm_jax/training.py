@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, UInt8
 
-from dasm_jax import augment, sampling
+from dasm_jax import augment, sampling, whitening
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
 from dasm_jax.nets import Network
@@ -22,6 +22,14 @@ from dasm_jax.sampling import IndexTable, SamplerState
 from dasm_jax.types import ArrayDataset, Normalization, Params
 
 ApplyFn = Callable[[Params, Any], Any]
+
+
+class SoftLabels(NamedTuple):
+    """A teacher's labels, in place of those in the data."""
+
+    # Normalised, augmented, mixed images -> probabilities f32[B, K]
+    of: Callable[[Any], Any]
+    temperature: float  # that the student's logits are divided by, too
 
 
 class Recipe(NamedTuple):
@@ -62,10 +70,43 @@ def to_unit(
 def normalize(
     images: Float[Array, "B H W C"], statistics: Normalization
 ) -> Float[Array, "B H W C"]:
-    """(x − mean) / std per channel."""
+    """(x − mean) / std per channel, then whitened where the statistics say so."""
     mean = jnp.array(statistics.mean, images.dtype)[None, None, None, :]
     std = jnp.array(statistics.std, images.dtype)[None, None, None, :]
-    return (images - mean) / std
+    images = (images - mean) / std
+    if statistics.whitening is None:
+        return images
+    return whitening.whiten(images, statistics.whitening)
+
+
+def denormalize(
+    inputs: Float[Array, "B H W C"], statistics: Normalization
+) -> Float[Array, "B H W C"]:
+    """The images that ``normalize`` makes into ``inputs``."""
+    if statistics.whitening is not None:
+        inputs = whitening.unwhiten(inputs, statistics.whitening)
+    mean = jnp.array(statistics.mean, inputs.dtype)[None, None, None, :]
+    std = jnp.array(statistics.std, inputs.dtype)[None, None, None, :]
+    return inputs * std + mean
+
+
+def input_metric(
+    grads: Float[Array, "*batch H W C"], statistics: Normalization
+) -> Float[Array, "*batch H W C"]:
+    """Turn gradients in pixels so that a step on pixels is one on network inputs.
+
+    With inputs z = T(x), a linear T up to its offset, the step Δz = −lr ∂D/∂z is
+    Δx = −lr T⁻¹T⁻ᵀ ∂D/∂x: for z = (x − mean)/std a factor std², for whitened images
+    their covariance on top.
+    """
+    std = jnp.array(statistics.std, grads.dtype)
+    std = std.reshape((1,) * (grads.ndim - 1) + (-1,))
+    if statistics.whitening is None:
+        return grads * std**2
+    inverse = jnp.asarray(statistics.whitening.inverse, grads.dtype)
+    flat = (grads * std).reshape(-1, inverse.shape[0])
+    product = partial(jnp.matmul, precision="highest")
+    return product(product(flat, inverse), inverse).reshape(grads.shape) * std
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -92,9 +133,20 @@ def start_training(
 
 
 def make_train_step(
-    apply_fn: ApplyFn, recipe: Recipe, statistics: Normalization
+    network: Network,
+    recipe: Recipe,
+    statistics: Normalization,
+    *,
+    soft_labels: SoftLabels | None = None,
 ) -> TrainStep:
     """One SGD step: batch → normalise → augment each → CutMix → gradient.
+
+    Args:
+      network: what is trained.
+      recipe: how.
+      statistics: normalisation ahead of the network.
+      soft_labels: in place of the labels in the data; the loss is −Σ p log q, where q
+        is the softmax of logits / temperature.
 
     Returns:
       ``step(key, state, data, table) -> (state, loss)``, a pure function. ``data``
@@ -118,22 +170,36 @@ def make_train_step(
         mixed = augment.cutmix(mix_key, images, recipe.cutmix)
 
         def loss_fn(params):
+            logits, seen = network.train(params, mixed.images)
+            if soft_labels is not None:
+                soft, logits = (
+                    soft_labels.of(mixed.images),
+                    logits / soft_labels.temperature,
+                )
+                return optax.softmax_cross_entropy(logits, soft).mean(), seen
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-            logits = apply_fn(params, mixed.images)
             own = cross_entropy(logits, labels).mean()
             partner = cross_entropy(logits, labels[mixed.partners]).mean()
-            return mixed.share * own + (1.0 - mixed.share) * partner
+            return mixed.share * own + (1.0 - mixed.share) * partner, seen
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        (loss, seen), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        # Running statistics are not trained: what the pass saw takes their place.
+        params = network.with_statistics(
+            optax.apply_updates(state.params, updates), seen
+        )
         return TrainState(params, opt_state, sampler, state.step + 1), loss
 
     return step
 
 
 def make_trainer(
-    network: Network, recipe: Recipe, statistics: Normalization, loop: Loop
+    network: Network,
+    recipe: Recipe,
+    statistics: Normalization,
+    loop: Loop,
+    *,
+    soft_labels: SoftLabels | None = None,
 ) -> Callable[..., list[Params]]:
     """Compile a trainer that starts from scratch and runs ``recipe.decay_steps``.
 
@@ -141,7 +207,7 @@ def make_trainer(
       ``train(key, data, table, snapshots=1) -> [params, …]``: the network at
       ``snapshots`` evenly spaced moments, the last one at the end.
     """
-    step = make_train_step(network.apply, recipe, statistics)
+    step = make_train_step(network, recipe, statistics, soft_labels=soft_labels)
 
     def advance(key, state, data, table, steps):
         return loop.repeat(lambda s: step(key, s, data, table), state, steps)

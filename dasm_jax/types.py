@@ -42,11 +42,20 @@ class Dataset(NamedTuple):
         return int(height), int(width), int(channels)
 
 
+class Whitening(NamedTuple):
+    """ZCA of D = H·W·C values: networks see (x − mean) @ matrix; both are symmetric."""
+
+    mean: Array  # f32[D]
+    matrix: Array  # f32[D, D]
+    inverse: Array  # f32[D, D]
+
+
 class Normalization(NamedTuple):
     """Per-channel statistics of images in [0, 1]: networks see (x − mean) / std."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    whitening: Whitening | None = None  # after it, on whole images
 
 
 class SyntheticSet(NamedTuple):

@@ -18,9 +18,11 @@ import jax
 from tqdm import tqdm
 
 from dasm_jax import __version__
+from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
-from dasm_jax.export import write_atomically
-from dasm_jax.settings import Settings, differences, to_dict
+from dasm_jax.files import write_json
+from dasm_jax.schema import Settings
+from dasm_jax.settings import to_dict
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -49,13 +51,24 @@ def open_workdir(path: str, settings: Settings) -> Path:
                 f"--workdir={path} holds a config.json that cannot be read; use "
                 "another folder or remove it"
             )
-        names = differences(_as_json(settings), earlier)
+        names = differences(_identity(_as_json(settings)), _identity(earlier))
         if names:
             raise UserError(
                 f"--workdir={path} belongs to a run with another config; it differs "
                 f"in {', '.join(names)}; use another folder"
             )
     return workdir
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run depends on: a table may grow, and matchers that are not run change."""
+    kept = {k: v for k, v in config.items() if k not in ("compare", "log")}
+    matcher = config.get("matcher")
+    if config.get("experiment") == "distill" and isinstance(matcher, dict):
+        name = matcher.get("name")
+        kept["matcher"] = {"name": name, name: matcher.get(name)}
+        kept.pop("recover", None)
+    return kept
 
 
 def claim_workdir(workdir: Path, settings: Settings) -> None:
@@ -65,16 +78,6 @@ def claim_workdir(workdir: Path, settings: Settings) -> None:
 
 def _as_json(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(to_dict(settings)))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 class RunLog:

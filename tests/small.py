@@ -6,6 +6,7 @@ import numpy as np
 
 from configs import default
 from dasm_jax.data import load_dataset
+from dasm_jax.nets import Network
 from dasm_jax.problem import make_problem
 from dasm_jax.settings import from_config
 from dasm_jax.types import ArrayDataset, Dataset
@@ -37,10 +38,20 @@ def small_config(**changes):
     config.data.source = config.data.name = "digits"
     config.network.width, config.network.depth = 4, 2
     config.synthetic.factor = 1
-    config.matcher.real_batch = 8
-    config.image.lr, config.image.base_size = 0.5, 8
-    config.loop.niter, config.loop.inner = 4, 2
-    config.trajectory.n_data, config.trajectory.recipe.batch = 16, 16
+    for idc in (config.matcher.idc, config.matcher.idc_i):
+        idc.real_batch = 8
+        idc.image.lr, idc.image.base_size = 0.5, 8
+        idc.loop.niter, idc.loop.inner = 4, 2
+        idc.trajectory.n_data, idc.trajectory.recipe.batch = 16, 16
+    for matcher in (config.matcher.dc, config.matcher.dsa, config.matcher.cafe):
+        matcher.real_batch, matcher.loop.niter = 8, 2
+        matcher.loop.inner, matcher.trajectory.epochs = 2, 2
+    config.matcher.dm.real_batch = 8
+    config.matcher.dm.loop.niter, config.matcher.dm.loop.inner = 2, 2
+    mtt = config.matcher.mtt
+    mtt.loop.niter, mtt.loop.inner, mtt.steps = 2, 2, 2
+    mtt.experts, mtt.epochs, mtt.max_start, mtt.expert_epochs = 2, 3, 1, 1
+    mtt.image.lr, mtt.recipe.batch = 10.0, 16
     config.dasm.segments, config.dasm.budget = 2, "steps"
     config.dasm.networks, config.dasm.score_steps = 2, 8
     config.evaluate.networks, config.evaluate.steps = 2, 6
@@ -54,3 +65,15 @@ def small_config(**changes):
 
 def small_problem(**changes):
     return make_problem(from_config(small_config(**changes)), small_dataset(2))
+
+
+def bare_network(init, apply):
+    """A network of two functions, without running statistics or layers to look at."""
+    return Network(
+        init,
+        apply,
+        layers=lambda params, images: (),
+        train=lambda params, images: (apply(params, images), ()),
+        with_statistics=lambda params, statistics: params,
+        moments=lambda params, images: (apply(params, images), ()),
+    )

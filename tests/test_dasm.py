@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from dasm_jax import dasm, distill, sampling, schedule
-from dasm_jax.dasm import plan_segments, run_dasm
+from dasm_jax.dasm import run_dasm
 from dasm_jax.errors import NonFiniteError
-from dasm_jax.image_optimizer import make_image_optimizer
 from dasm_jax.loops import Loop
-from dasm_jax.settings import from_config
-from tests.small import small_config, small_problem
+from dasm_jax.plan import matching_flops, plan_segments
+from dasm_jax.pools import Pool
+from dasm_jax.segment import Variables
+from dasm_jax.supply import make_supplier
+from tests.small import small_problem
 
 
 def run(**changes):
@@ -29,7 +31,7 @@ def base():
 
 def test_segments_are_sized_matched_and_frozen():
     frozen = []
-    problem = small_problem(dasm__segments=3, loop__niter=6)
+    problem = small_problem(dasm__segments=3, matcher__idc__loop__niter=6)
     results = run_dasm(problem, on_segment=lambda r: frozen.append(r.pixels.copy()))
     assert [result.plan.size for result in results] == [2, 1, 1]
     assert [result.plan.outer_iterations for result in results] == [2, 2, 2]
@@ -46,12 +48,12 @@ def test_matching_moves_the_pixels_and_lowers_the_distance():
     seen = []
     # One network that stays as it is, all real images, no augmentation: no noise.
     problem = small_problem(
-        loop__niter=1,
-        loop__inner=40,
+        matcher__idc__loop__niter=1,
+        matcher__idc__loop__inner=40,
         dasm__segments=1,
-        trajectory__recipe__lr=0.0,
-        matcher__real_batch=40,
-        matcher__augment="none",
+        matcher__idc__trajectory__recipe__lr=0.0,
+        matcher__idc__real_batch=40,
+        matcher__idc__augment="none",
     )
     run_dasm(problem, on_outer=lambda p: seen.append(p.distances))
     assert (seen[0][-1] < 0.7 * seen[0][0]).all()
@@ -66,13 +68,15 @@ def test_the_learning_rate_follows_the_segment():
 
 def test_budgets():
     def outer(budget):
-        problem = small_problem(dasm__budget=budget, loop__niter=20, ipc=8)
+        problem = small_problem(
+            dasm__budget=budget, matcher__idc__loop__niter=20, ipc=8
+        )
         return [plan.outer_iterations for plan in plan_segments(problem)]
 
     assert outer("steps") == [10, 10]
     assert outer("per_segment") == [20, 20]
-    problem = small_problem(dasm__budget="flops", loop__niter=20, ipc=8)
-    whole = dasm.matching_flops(problem, 8, None)
+    problem = small_problem(dasm__budget="flops", matcher__idc__loop__niter=20, ipc=8)
+    whole = matching_flops(problem, 8, None)
     spent = sum(p.outer_iterations * p.flops_per_step for p in plan_segments(problem))
     assert outer("flops")[0] > 10
     assert spent == pytest.approx(20 * whole, rel=0.05)
@@ -81,18 +85,19 @@ def test_budgets():
 def test_no_segment_of_a_known_size_is_traced_again(monkeypatch):
     chex.clear_trace_counter()
     traces = []
-    make_step = distill.make_segment_step
+    make_step = distill.make_step
 
     def counted(*arguments):
         step = make_step(*arguments)
 
         def traced(key, state, data):
-            traces.append(state.pixels.shape[1])
-            return step(key, state, data)
+            traces.append(state.variables.pixels.shape[1])
+            return step.match(key, state, data)
 
-        return chex.assert_max_traces(traced, n=2)  # two sizes, one definition
+        # Two sizes, one definition.
+        return step._replace(match=chex.assert_max_traces(traced, n=2))
 
-    monkeypatch.setattr(distill, "make_segment_step", counted)
+    monkeypatch.setattr(distill, "make_step", counted)
     run(dasm__segments=3)  # 2 + 1 + 1 images per class
     assert traces == [2, 1]
 
@@ -182,7 +187,9 @@ def window_sizes(problem, result, low):
 @pytest.mark.parametrize(("rise", "low"), [("linear", 0.5 / 3), ("cosine", 0.125)])
 def test_the_window_rises_as_scheduled(rise, low):
     changes = {"dasm__segments": 4, "dasm__schedule": rise, "dasm__rho": 0.5}
-    problem = small_problem(**changes, dasm__random_share=0.0, loop__niter=4)
+    problem = small_problem(
+        **changes, dasm__random_share=0.0, matcher__idc__loop__niter=4
+    )
     second = run_dasm(problem)[1]
     sizes = [len(members) for members in second.pool.members]
     assert sizes == window_sizes(problem, second, low)
@@ -208,9 +215,9 @@ def test_rescoring_follows_the_active_segment():
     rounds = []
     problem = small_problem(
         dasm__rescore_every=1,
-        loop__niter=6,
+        matcher__idc__loop__niter=6,
         dasm__score_steps=4,
-        trajectory__data="pool",
+        matcher__idc__trajectory__data="pool",
     )
     original = dasm.make_pool_maker
 
@@ -232,31 +239,29 @@ def test_rescoring_follows_the_active_segment():
 def test_a_new_pool_leaves_no_trace_of_the_old_one():
     problem = small_problem()
     plan = plan_segments(problem)[0]
-    wide = dasm.Pool(problem.class_indices, None, [], 0.0)
-    few = dasm.Pool([indices[:9] for indices in wide.members], None, [], 0.0)
-    small = problem._replace(
-        settings=from_config(small_config(trajectory__data="pool"))
-    )
+    wide = Pool(problem.class_indices, None, [], 0.0)
+    few = Pool([indices[:9] for indices in wide.members], None, [], 0.0)
+    small = small_problem(matcher__idc__trajectory__data="pool")
     before, after = (
         dasm._segment_data(small, plan, pool, 0, []) for pool in (wide, few)
     )
     count = int(after.network_data.counts[0])
     trained_on = after.network_data.indices[0, :count].tolist()
     assert trained_on == sorted(np.concatenate(few.members).tolist())
-    optimizer = make_image_optimizer(0.1, 0.5, 2)
+    optimizers = dasm.make_optimizers(small, plan)
+    learner = small.method.learner(plan.size, plan.inner, None)
     params = problem.network.init(jax.random.key(0))
     pixels = np.zeros((2, 2, 8, 8, 1), np.float32)
     state = distill.start_segment(
-        pixels, optimizer, params, problem.network_recipe, before
+        Variables(pixels, ()), params, before, learner, optimizers
     )
-    network = state.network.sampler
-    network, _ = sampling.next_batch(
-        jax.random.key(1), network, before.network_data, 16
+    sampler, _ = sampling.next_batch(
+        jax.random.key(1), state.learner.sampler, before.network_data, 16
     )
-    state = state._replace(network=state.network._replace(sampler=network))
-    state = distill.change_pool(state, after, networks_too=True)
+    state = state._replace(learner=state.learner._replace(sampler=sampler))
+    state = distill.change_pool(state, after, params, learner)
     _, index = sampling.next_batch(
-        jax.random.key(1), state.network.sampler, after.network_data, 16
+        jax.random.key(1), state.learner.sampler, after.network_data, 16
     )
     assert set(index[0].tolist()) <= set(np.concatenate(few.members).tolist())
 
@@ -277,26 +282,29 @@ def test_cumulative_context_matches_the_union():
 
 
 def test_cumulative_context_with_more_images_than_the_batch_holds():
-    results = run(dasm__context="cumulative", matcher__synthetic_batch=3)
+    results = run(dasm__context="cumulative", matcher__idc__synthetic_batch=3)
     assert all(np.isfinite(result.pixels).all() for result in results)
 
 
 def test_networks_start_from_those_trained_on_finished_segments():
-    problem = small_problem(trajectory__start="segments")
+    problem = small_problem(matcher__idc__trajectory__start="segments")
     plan = plan_segments(problem)[1]
-    pool = dasm.Pool(problem.class_indices, None, ["first", "second"], 0.0)
+    pool = Pool(problem.class_indices, None, ["first", "second"], 0.0)
     root = jax.random.key(0)
-    starts = [dasm._start_network(problem, root, plan, pool, i) for i in range(3)]
-    assert starts == ["first", "second", "first"]
+    supply = make_supplier(problem, root, None)(plan, pool)
+    assert [supply.given(i) for i in range(3)] == ["first", "second", "first"]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"trajectory__start": "segments", "loop__niter": 12},  # more than networks
-        {"trajectory__data": "pool"},
-        {"matcher__layers": "all"},
-        {"matcher__metric": "cos", "image__lr": 0.05},
+        {
+            "matcher__idc__trajectory__start": "segments",
+            "matcher__idc__loop__niter": 12,
+        },  # more than networks
+        {"matcher__idc__trajectory__data": "pool"},
+        {"matcher__idc__layers": "all"},
+        {"matcher__idc__metric": "cos", "matcher__idc__image__lr": 0.05},
         {"synthetic__factor": 2},
         {"synthetic__factor": 2, "synthetic__formation": "multi"},
         {"synthetic__factor": 2, "synthetic__formation": "bound"},
@@ -310,7 +318,9 @@ def test_a_choice_runs_and_matters(change, base):
 def test_starts():
     # A step size of zero leaves the start to be looked at.
     def start(init):
-        return run(synthetic__init=init, image__lr=0.0, dasm__segments=1)[0].pixels
+        return run(synthetic__init=init, matcher__idc__image__lr=0.0, dasm__segments=1)[
+            0
+        ].pixels
 
     problem = small_problem()
     real = problem.dataset.train.images / np.float32(255)
@@ -328,8 +338,8 @@ def test_starts():
 
 def test_divergence_stops_and_keeps_the_last_good_set():
     finished = []
-    problem = small_problem(image__lr=1e38)
+    problem = small_problem(matcher__idc__image__lr=1e38)
     with pytest.raises(NonFiniteError, match=r"not finite in segment \d, outer") as e:
         run_dasm(problem, on_segment=finished.append)
     assert np.isfinite(e.value.last_good.pixels).all()
-    assert "config.image.lr" in str(e.value)
+    assert "config.matcher.idc.image.lr" in str(e.value)

@@ -15,34 +15,36 @@ from dasm_jax import augment, initial, sampling, training
 from dasm_jax.dasm import run_dasm
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import make_problem
+from dasm_jax.recipes import recipe_from
 from dasm_jax.settings import from_config
 from tests.small import small_dataset
 
 OUTER, INNER = 3, 4
 
 
-def config(**matcher):
+def config():
     config = default.get_config()
     config.ipc = 2
     config.network.width, config.network.depth = 4, 2
     config.synthetic.factor = 2
-    config.matcher.update(real_batch=8, synthetic_batch=6, **matcher)
-    config.image.lr, config.image.base_size = 0.5, 8
-    config.loop.niter, config.loop.inner = OUTER, INNER
-    config.trajectory.n_data = 30
-    config.trajectory.recipe.batch = 16
+    idc = config.matcher.idc
+    idc.real_batch, idc.synthetic_batch = 8, 6
+    idc.image.lr, idc.image.base_size = 0.5, 8
+    idc.loop.niter, idc.loop.inner = OUTER, INNER
+    idc.trajectory.n_data, idc.trajectory.recipe.batch = 30, 16
     config.dasm.segments = 1
     return config
 
 
 def literal_idc(problem):
     s, net = problem.settings, problem.network
+    m = s.matcher.idc
     root = jax.random.key(s.seed)
     n_classes = problem.dataset.n_classes
     images, labels = (jnp.asarray(x) for x in problem.dataset.train)
-    strategy = augment.parse_strategy(s.matcher.augment)
+    strategy = augment.parse_strategy(m.augment)
     decoder = problem.parameterization
-    learning_rate = s.image.lr * s.ipc / 10 * (8 / s.image.base_size) ** 2
+    learning_rate = m.image.lr * s.ipc / 10 * (8 / m.image.base_size) ** 2
 
     def cross_entropy(params, x, label):
         logits = net.apply(params, x)
@@ -55,7 +57,7 @@ def literal_idc(problem):
         formation = decoder.tiles(s.ipc)
         count = len(formation.sources)
         chosen = jnp.argsort(jax.random.uniform(choice_key, (count,)))
-        decoded = decoder.decode(mine, formation)[chosen[: s.matcher.synthetic_batch]]
+        decoded = decoder.decode(mine, formation)[chosen[: m.synthetic_batch]]
         draw = augment.draw_augmentation(augment_key, strategy, (8, 8))
 
         def prepare(x):
@@ -75,10 +77,10 @@ def literal_idc(problem):
     net_place, net_step = sampling.start_sampler(everything), 0
     # The gradient of the network is read off a plain step of the program;
     # momentum and weight decay are restated below.
-    standing = problem.network_recipe._replace(
+    standing = recipe_from(m.trajectory.recipe)._replace(
         learning_rate=1.0, momentum=0.0, weight_decay=0.0
     )
-    plain = jax.jit(training.make_train_step(net.apply, standing, problem.statistics))
+    plain = jax.jit(training.make_train_step(net, standing, problem.statistics))
     pixels = jnp.concatenate(
         [
             initial.mix(
@@ -108,7 +110,7 @@ def literal_idc(problem):
                     jnp.int32(c),
                     jax.random.fold_in(match_key, c),
                 )
-                velocity = s.image.momentum * velocity + grad
+                velocity = m.image.momentum * velocity + grad
                 pixels = pixels - learning_rate * velocity
                 distances.append(float(value))
             for _ in range(2):  # ceil(30 / 16)

@@ -66,7 +66,11 @@ def test_layers():
     shapes = {
         name: [x.shape for x in choose(leaves)] for name, choose in LAYERS.items()
     }
-    assert shapes == {"conv": [(3, 3, 1, 2)], "all": [(2,), (4, 2), (3, 3, 1, 2)]}
+    assert shapes == {
+        "conv": [(3, 3, 1, 2)],
+        "kernels": [(4, 2), (3, 3, 1, 2)],
+        "all": [(2,), (4, 2), (3, 3, 1, 2)],
+    }
 
 
 # --- derivatives ----------------------------------------------------------------------

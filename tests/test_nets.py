@@ -135,3 +135,123 @@ def test_networks_are_called_alike():
         params = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
         images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
         assert jax.eval_shape(net.apply, params, images).shape == (2, 3)
+
+
+# --- batch norm -----------------------------------------------------------------------
+
+
+def batch_norm_network(image_shape=(6, 4, 2), depth=2):
+    """A network with batch norm, and parameters far from where it starts."""
+    net = make_convnet(image_shape, 3, width=4, depth=depth, norm="batch")
+    params = jax.tree.map(np.asarray, net.init(jax.random.key(0)))
+    numbers = np.random.default_rng(2)
+    for name, learned in params["batch_stats"].items():
+        norm = params["params"][name]
+        for values in (norm, learned):
+            values.update((k, np.float32(numbers.normal(size=4))) for k in values)
+        learned["var"] = np.float32(numbers.uniform(0.1, 0.5, 4))
+    return net, jax.tree.map(jnp.asarray, params)
+
+
+def some_images(count=3, image_shape=(6, 4, 2)):
+    numbers = np.random.default_rng(3)
+    return jnp.float32(numbers.normal(size=(count, *image_shape)))
+
+
+def batch_norm_forward(params, images, *, train):
+    """The network in NumPy: logits, and what enters every batch norm."""
+    params = jax.tree.map(np.asarray, params)
+    weights, learned = params["params"], params["batch_stats"]
+    x, entering = np.asarray(images, np.float64), []
+    for layer in range(len(learned)):
+        conv, norm = weights[f"conv_{layer}"], weights[f"norm_{layer}"]
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+        x = np.einsum("bhwcyx,yxco->bhwo", patches, conv["kernel"]) + conv["bias"]
+        entering.append(x)
+        mean, var = learned[f"norm_{layer}"]["mean"], learned[f"norm_{layer}"]["var"]
+        if train:
+            mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        x = (x - mean) / np.sqrt(var + 1e-5) * norm["scale"] + norm["bias"]
+        x = np.maximum(x, 0)
+        rows, columns = (n // 2 * 2 for n in x.shape[1:3])
+        x = x[:, :rows, :columns]
+        x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    dense = weights["classifier"]
+    return x.reshape(len(x), -1) @ dense["kernel"] + dense["bias"], entering
+
+
+def test_training_normalises_by_the_batch_and_learns_a_tenth_of_it():
+    net, params = batch_norm_network()
+    images = some_images()
+    logits, statistics = jax.jit(net.train)(params, images)
+    expected, entering = batch_norm_forward(params, images, train=True)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert sorted(statistics) == ["norm_0", "norm_1"]
+    for layer, x in enumerate(entering):
+        old, new = params["batch_stats"][f"norm_{layer}"], statistics[f"norm_{layer}"]
+        mean = 0.9 * old["mean"] + 0.1 * x.mean((0, 1, 2))
+        # The biased variance; PyTorch learns n / (n − 1) of it, more than rtol apart.
+        var = 0.9 * old["var"] + 0.1 * x.var((0, 1, 2))
+        np.testing.assert_allclose(new["mean"], mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(new["var"], var, rtol=2e-5)
+
+
+def test_applied_it_normalises_by_running_statistics():
+    net, params = batch_norm_network()
+    images = some_images()
+    apply = jax.jit(net.apply)
+    logits = apply(params, images)
+    expected, _ = batch_norm_forward(params, images, train=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    # An image does not notice what else is in the batch, as in training it does.
+    others = jnp.concatenate([images[:1], 5 * images[1:] + 1])
+    np.testing.assert_allclose(apply(params, others)[0], logits[0], rtol=1e-5)
+    trained = [net.train(params, batch)[0][0] for batch in (images, others)]
+    assert not np.allclose(*trained, rtol=0.01)
+
+
+def test_statistics_are_put_in_without_touching_the_weights():
+    net, params = batch_norm_network()
+    before = jax.tree.map(np.copy, params)
+    _, statistics = net.train(params, some_images())
+    changed = net.with_statistics(params, statistics)
+    assert jax.tree.structure(changed) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, changed["batch_stats"], statistics)
+    jax.tree.map(np.testing.assert_array_equal, changed["params"], params["params"])
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    norms = [p["batch_stats"]["norm_1"]["mean"] for p in (changed, params)]
+    assert not np.allclose(*norms)
+
+
+def test_moments_are_of_what_enters_each_norm():
+    net, params = batch_norm_network()
+    images = some_images()
+    logits, moments = jax.jit(net.moments)(params, images)
+    # Later norms see what running statistics, not those of the batch, made of it.
+    expected, entering = batch_norm_forward(params, images, train=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert len(moments) == len(entering) == 2
+    for layer, (found, x) in enumerate(zip(moments, entering)):
+        learned = params["batch_stats"][f"norm_{layer}"]
+        np.testing.assert_allclose(found.mean, x.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.var, x.var((0, 1, 2)), rtol=1e-4)
+        np.testing.assert_array_equal(found.running_mean, learned["mean"])
+        np.testing.assert_array_equal(found.running_var, learned["var"])
+
+
+def test_instance_norm_has_no_statistics():
+    net = make_convnet((6, 4, 2), 3, width=4, depth=2, norm="instance")
+    params = net.init(jax.random.key(0))
+    assert sorted(params) == ["classifier", "conv_0", "conv_1", "norm_0", "norm_1"]
+    images = some_images()
+    logits = net.apply(params, images)
+    for found, nothing in (net.train(params, images), net.moments(params, images)):
+        np.testing.assert_array_equal(found, logits)
+        assert nothing == ()
+    assert net.with_statistics(params, ()) is params
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match=r"network\.norm='layer'.* instance, batch$"):
+        make_convnet((8, 8, 1), 3, width=4, depth=1, norm="layer")

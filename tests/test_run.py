@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from dasm_jax import run
 from dasm_jax.errors import NonFiniteError, UserError
-from dasm_jax.experiments import distill
-from dasm_jax.settings import from_config
+from dasm_jax.experiments import common, distill
+from dasm_jax.settings import check_key, from_config
 from tests.small import small_config, small_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +23,7 @@ DIGITS = "--config=configs/digits.py"
 
 @pytest.fixture(autouse=True)
 def _small_data(monkeypatch):
-    monkeypatch.setattr(distill, "load_dataset", lambda *a, **k: small_dataset(2))
+    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
 
 
 def start(workdir, **changes):
@@ -31,7 +33,7 @@ def start(workdir, **changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill, "load_dataset", lambda *a, **k: small_dataset(2))
+        patch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
         workdir = tmp_path_factory.mktemp("finished")
         return workdir, start(workdir)
 
@@ -72,6 +74,26 @@ def test_synthetic_file_is_complete_and_holds_no_pickle(finished):
     train = small_dataset(2).train.images / 255
     np.testing.assert_allclose(arrays["mean"], train.mean(), rtol=1e-5)
     np.testing.assert_allclose(arrays["std"], train.std(), rtol=1e-5)
+
+
+def test_the_whitening_goes_with_the_set(finished, tmp_path):
+    workdir, _ = finished
+    start(tmp_path, data__zca=True, evaluate__networks=1)
+    with np.load(workdir / "synthetic.npz") as file:
+        assert not [name for name in file.files if "zca" in name]
+    with np.load(tmp_path / "synthetic.npz", allow_pickle=False) as file:
+        mean, std, images = file["mean"], file["std"], file["images"]
+        shift, matrix, inverse = (
+            file[f"zca_{name}"] for name in ("mean", "matrix", "inverse")
+        )
+    assert images.min() >= 0  # the images themselves are as they look
+    train = small_dataset(2).train.images / np.float32(255)
+    flat = ((train - mean) / std).reshape(len(train), -1)
+    seen = (flat - shift) @ matrix
+    covariance = np.cov(seen.T)
+    # Directions that vary much more than epsilon = 0.1 end up with a variance near 1.
+    assert np.linalg.eigvalsh(covariance)[-5:] == pytest.approx(1, abs=0.1)
+    np.testing.assert_allclose(seen @ inverse + shift, flat, atol=1e-4)
 
 
 def test_decoded_images_belong_to_their_class_and_segment(tmp_path):
@@ -123,14 +145,14 @@ def test_idc_is_named_in_the_table(tmp_path):
 
 def test_workdir_of_another_config(finished):
     workdir, _ = finished
-    with pytest.raises(UserError, match=r"differs in image\.lr, seed"):
-        start(workdir, seed=5, image__lr=0.1)
+    with pytest.raises(UserError, match=r"differs in matcher\.idc\.image\.lr, seed"):
+        start(workdir, seed=5, matcher__idc__image__lr=0.1)
 
 
 def test_a_finished_run_is_left_as_it_is(finished, monkeypatch):
     workdir, text = finished
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-    monkeypatch.setattr(distill, "load_dataset", None)  # calling it would fail
+    monkeypatch.setattr(common, "load_dataset", None)  # calling it would fail
     again = start(workdir)
     assert "finished before" in again
     assert again.splitlines()[:8] == text.splitlines()[:8]
@@ -157,8 +179,8 @@ def test_a_full_disk_is_one_line(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
         "import runpy, sys;"
         f"sys.argv = ['main.py', '{DIGITS}', '--workdir={tmp_path}/run',"
-        " '--config.ipc=2', '--config.dasm.segments=1', '--config.loop.niter=1',"
-        " '--config.loop.inner=1', '--config.network.width=2'];"
+        " '--config.ipc=2', '--config.dasm.segments=1', '--config.network.width=2',"
+        " '--config.matcher.idc.loop.niter=1', '--config.matcher.idc.loop.inner=1'];"
         "runpy.run_path('main.py', run_name='__main__')"
     )
     done = subprocess.run(
@@ -176,7 +198,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 def test_unwritable_workdir_is_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "load_dataset", None)  # calling it would fail
+    monkeypatch.setattr(common, "load_dataset", None)  # calling it would fail
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         start(tmp_path / "file" / "run")
@@ -198,7 +220,7 @@ def test_settings_that_do_not_fit_the_data(tmp_path, changes, message):
 
 def test_divergence_leaves_the_last_good_set_on_disk(tmp_path):
     with pytest.raises(NonFiniteError):
-        start(tmp_path, image__lr=1e38)
+        start(tmp_path, matcher__idc__image__lr=1e38)
     with np.load(tmp_path / "synthetic.npz") as file:
         assert np.isfinite(file["images"]).all()
         assert len(file["images"])
@@ -210,6 +232,8 @@ def test_divergence_leaves_the_last_good_set_on_disk(tmp_path):
     [
         ([DIGITS, "--config.dasm.segmens=3"], "rescore_every, rho"),
         ([DIGITS, "--config.ipc.deeper=3"], "config.ipc is a single value"),
+        ([DIGITS, "--config.matcher.idx.image.lr=1"], "did you mean 'idc'?"),
+        ([DIGITS, "--config.matcher.dm.metric=l1"], "real_batch, synthetic_batch"),
         (["--config=configs/nothing.py"], "get_config()"),
         ([], "configs/digits.py"),
         ([DIGITS, "--config.ipc=many"], "ipc"),
@@ -232,3 +256,22 @@ def test_command_line_mistakes(arguments, message, tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
     assert not (ROOT / "never").exists()
+
+
+def test_a_workdir_minds_only_what_the_run_reads(finished):
+    workdir, _ = finished
+    start(workdir, matcher__dm__image__lr=7.0, log__every=9, compare__seeds=(1, 2))
+    with pytest.raises(UserError, match=r"differs in matcher\.idc\.image\.momentum"):
+        start(workdir, matcher__idc__image__momentum=0.25)
+
+
+@pytest.mark.parametrize(("name", "first"), [("idc", "idc.real"), ("mtt", "mtt.synth")])
+def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, name, first):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 TB\nlong trace")
+
+    monkeypatch.setattr(distill, "plan_segments", full)
+    with pytest.raises(UserError, match=f"lower config.matcher.{first}") as caught:
+        start(tmp_path, matcher__name=name)
+    for named in re.findall(r"config\.[\w.]+", str(caught.value)):
+        check_key(named)

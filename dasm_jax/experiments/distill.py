@@ -1,6 +1,5 @@
 """Distil a dataset, evaluate every prefix, compare with Random and Full."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,28 @@ from dasm_jax import evaluate, export, figures
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import (
     Progress,
+    Seconds,
     SegmentResult,
-    plan_segments,
     run_dasm,
     synthetic_set,
 )
-from dasm_jax.data import load_dataset
 from dasm_jax.errors import NonFiniteError
-from dasm_jax.evaluate import Accuracy
-from dasm_jax.pools import decile_shares
-from dasm_jax.problem import Problem, decode_segments, decoded_count, make_problem
-from dasm_jax.settings import Settings, check_against_data
-from dasm_jax.types import SyntheticSet
-from dasm_jax.workdir import (
-    PhaseClock,
-    RunLog,
-    claim_workdir,
-    manifest,
-    write_json,
+from dasm_jax.experiments.common import (
+    FINISHED,
+    Table,
+    finished_summary,
+    load_problem,
+    recorded,
+    render_table,
+    written,
 )
+from dasm_jax.files import write_json
+from dasm_jax.plan import plan_segments
+from dasm_jax.pools import decile_shares
+from dasm_jax.problem import Problem, decode_segments, decoded_count
+from dasm_jax.schema import Settings
+from dasm_jax.types import SyntheticSet
+from dasm_jax.workdir import PhaseClock, RunLog
 
 
 def run(settings: Settings, workdir: Path) -> str:
@@ -36,53 +38,30 @@ def run(settings: Settings, workdir: Path) -> str:
 
     A workdir that holds a finished run of these settings is left as it is.
     """
-    summary_file = workdir / "summary.json"
-    if summary_file.exists():
-        summary = json.loads(summary_file.read_text(encoding="utf-8"))
-        note = "this run was finished before; remove its folder to run it again"
-        return f"{_table(summary)}\n\n{note}\n{_paths(workdir)}"
+    summary = finished_summary(workdir)
+    if summary is not None:
+        return f"{_report(summary)}\n\n{FINISHED}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
-        problem = _load(settings)
+        problem = load_problem(settings)
     with clock.phase("plan"):
         plans = plan_segments(problem)
-    claim_workdir(workdir, settings)
-    log = RunLog(workdir, _units(plans))
-    try:
+    with recorded(problem, workdir, clock, _units(settings, plans)) as log:
         with clock.phase("distill"):
             results = _distill(problem, plans, workdir, log)
         with clock.phase("evaluate"):
             rows = _evaluate(problem, results, log)
-    finally:
-        log.close()
-        write_json(
-            workdir / "manifest.json",
-            manifest(problem.dataset.content_hash, clock.seconds),
-        )
     summary = _summary(problem, results, rows, clock)
-    write_json(summary_file, summary)
-    return f"{_table(summary)}\n\n{_paths(workdir)}"
+    write_json(workdir / "summary.json", summary)
+    return f"{_report(summary)}\n\n{_paths(workdir)}"
 
 
-def _load(settings: Settings) -> Problem:
-    s = settings.data
-    dataset = load_dataset(
-        s.source,
-        s.name,
-        data_dir=s.data_dir or None,
-        train_split=s.train_split,
-        test_split=s.test_split,
-        test_share=s.test_share,
-        downsample=s.downsample,
-    )
-    counts = np.bincount(dataset.train.labels, minlength=dataset.n_classes)
-    check_against_data(settings, counts.tolist(), dataset.image_shape)
-    return make_problem(settings, dataset)
-
-
-def _units(plans: list[SegmentPlan]) -> int:
+def _units(settings: Settings, plans: list[SegmentPlan]) -> int:
     """Steps of the progress bar: outer iterations, and sets to evaluate."""
-    return sum(plan.outer_iterations for plan in plans) + 2 * len(plans) + 1
+    sets = len(plans) if settings.evaluate.prefixes else 1
+    if settings.evaluate.baselines:
+        sets = 2 * sets + 1
+    return sum(plan.outer_iterations for plan in plans) + sets
 
 
 def _distill(
@@ -123,7 +102,16 @@ def _distill(
         )
 
     try:
-        return run_dasm(problem, plans, on_outer=on_outer, on_segment=on_segment)
+        return run_dasm(
+            problem,
+            plans,
+            experts_folder=workdir / "experts",
+            on_expert=lambda segment, done: log.line(
+                f"segment {segment}: {done} experts ready"
+            ),
+            on_outer=on_outer,
+            on_segment=on_segment,
+        )
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)
         log.line(str(error))
@@ -155,13 +143,15 @@ def _segment_record(
         "segment": plan.segment,
         "size": plan.size,
         "outer_iterations": plan.outer_iterations,
+        "inner_steps": plan.inner,
+        "network_steps": plan.network_steps,
         "learning_rate": plan.learning_rate,
-        "matching_flops": _flops(problem, result),
-        "seconds_matching": result.seconds_matching,
-        "seconds_scoring": result.seconds_scoring,
-        "seconds_compiling": result.seconds_compiling,
+        "matching_flops": plan.flops,
+        **_seconds([result]),
         "pool_sizes": [len(members) for members in result.pool.members],
     }
+    if result.learned != ():
+        record["step_size"] = result.learned
     if difficulty is not None and shares is not None:
         members = np.concatenate(result.pool.members)
         record |= {
@@ -173,9 +163,12 @@ def _segment_record(
     return record
 
 
-def _flops(problem: Problem, result: SegmentResult) -> float:
-    steps = result.plan.outer_iterations * problem.settings.loop.inner
-    return steps * result.plan.flops_per_step
+def _seconds(results: list[SegmentResult]) -> dict[str, float]:
+    """Where the time of these segments went."""
+    return {
+        f"seconds_{name}": sum(getattr(result.seconds, name) for result in results)
+        for name in Seconds._fields
+    }
 
 
 def _evaluate(
@@ -186,35 +179,29 @@ def _evaluate(
     sizes = tuple(result.plan.size for result in results)
     # One buffer length for every set, so that nothing is compiled twice.
     total = decoded_count(problem, sizes)
-    method = "DASM" if s.dasm.segments > 1 else "IDC"
-    rows = []
-
-    def add(name: str, ipc: int, stored: int, accuracy: Accuracy) -> None:
-        row = {
-            "set": name,
-            "ipc": ipc,
-            "stored_bytes": stored,
-            "mean": accuracy.mean,
-            "std": accuracy.std,
-            "networks": list(accuracy.networks),
-        }
-        rows.append(row)
-        log.metrics("evaluation", **row)
-        log.advance(f"{name} {ipc}: {100 * accuracy.mean:.1f} %", True)
-
-    # Bytes as they would be shipped: one per value.
-    image_bytes = int(np.prod(problem.dataset.image_shape))
-    for k in range(1, len(results) + 1):
+    table = Table(problem, log)
+    count = len(results)
+    for k in range(1 if s.evaluate.prefixes else count, count + 1):
         ipc = sum(sizes[:k])
-        stored = ipc * problem.dataset.n_classes * image_bytes
         segments = [result.pixels for result in results[:k]]
         distilled = evaluator(*decode_segments(problem, segments, total))
-        add(method, ipc, stored, distilled)
-        add("Random", ipc, stored, evaluator(*evaluate.random_set(problem, ipc, total)))
-    count = len(problem.dataset.train.labels)
-    full = evaluator(*evaluate.full_set(problem))
-    add("Full", count // problem.dataset.n_classes, count * image_bytes, full)
-    return rows
+        table.add(method_label(s), ipc, distilled)
+        if s.evaluate.baselines:
+            random = evaluate.random_set(problem, ipc, total)
+            table.add("Random", ipc, evaluator(*random))
+    if s.evaluate.baselines:
+        count = len(problem.dataset.train.labels)
+        full = evaluator(*evaluate.full_set(problem))
+        table.add("Full", count // problem.dataset.n_classes, full, stored=count)
+    return table.rows
+
+
+def method_label(s: Settings) -> str:
+    """How tables name the method: the matcher, or DASM on top of it."""
+    name = s.matcher.name.upper()
+    if s.dasm.segments == 1:
+        return name
+    return "DASM" if s.matcher.name == "idc" else f"DASM/{name}"
 
 
 def _summary(
@@ -229,10 +216,8 @@ def _summary(
         "seed": s.seed,
         "segments": s.dasm.segments,
         "budget": s.dasm.budget,
-        "matching_flops": sum(_flops(problem, r) for r in results),
-        "seconds_matching": sum(r.seconds_matching for r in results),
-        "seconds_scoring": sum(r.seconds_scoring for r in results),
-        "seconds_compiling": sum(r.seconds_compiling for r in results),
+        "matching_flops": sum(result.plan.flops for result in results),
+        **_seconds(results),
         "seconds_evaluating": clock.seconds["evaluate"],
         "evaluation_networks": s.evaluate.networks,
         "evaluation_steps": s.evaluate.steps,
@@ -240,30 +225,16 @@ def _summary(
     }
 
 
-def _table(summary: dict[str, Any]) -> str:
-    head = (
-        f"{summary['dataset']}: test accuracy in %, mean ± std of "
-        f"{summary['evaluation_networks']} networks, "
-        f"{summary['evaluation_steps']} steps each"
-    )
-    by_ipc: dict[int, dict[str, str]] = {}
-    for row in summary["table"]:
-        cell = f"{100 * row['mean']:.1f}"
-        if row["std"] is not None:
-            cell += f" ± {100 * row['std']:.1f}"
-        by_ipc.setdefault(row["ipc"], {})[row["set"]] = cell
-    methods = list(dict.fromkeys(row["set"] for row in summary["table"]))
-    lines = [head, "", "  ipc  " + "".join(f"{name:>14}" for name in methods)]
-    for ipc, cells in by_ipc.items():
-        label = "all" if "Full" in cells else str(ipc)
-        row = "".join(f"{cells.get(name, ''):>14}" for name in methods)
-        lines.append(f"{label:>5}  {row}".rstrip())
+def _report(summary: dict[str, Any]) -> str:
+    lines = render_table(summary)
+    experts = summary["seconds_experts"]
     lines += [
         "",
         "± is over networks; Random is one draw, nested in the larger ones",
         f"budget {summary['budget']}: {summary['matching_flops']:.3g} matching FLOPs "
         f"in {summary['seconds_matching']:.0f} s, scoring "
         f"{summary['seconds_scoring']:.0f} s,",
+        *([f"experts {experts:.0f} s,"] if experts else []),
         f"compiling the update {summary['seconds_compiling']:.0f} s, evaluation "
         f"{summary['seconds_evaluating']:.0f} s",
     ]
@@ -271,9 +242,5 @@ def _table(summary: dict[str, Any]) -> str:
 
 
 def _paths(workdir: Path) -> str:
-    shown = workdir
-    if workdir.is_relative_to(Path.cwd()):
-        shown = workdir.relative_to(Path.cwd())
     names = ["synthetic.npz", "summary.json", "metrics.jsonl", "manifest.json"]
-    files = [shown / name for name in names] + [shown / "images"]
-    return "wrote " + "\n      ".join(str(file) for file in files)
+    return written(workdir, *names, "images")

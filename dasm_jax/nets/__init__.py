@@ -1,8 +1,8 @@
-"""Networks. Nothing outside this folder knows Flax: a network is two pure functions."""
+"""Networks. Nothing outside this folder knows Flax: a network is pure functions."""
 
-from dasm_jax.nets.convnet import make_convnet
-from dasm_jax.nets.network import Network
+from dasm_jax.nets.convnet import NORMS, make_convnet
+from dasm_jax.nets.network import Moments, Network
 
 NETS = {"convnet": make_convnet}
 
-__all__ = ["NETS", "Network", "make_convnet"]
+__all__ = ["NETS", "NORMS", "Moments", "Network", "make_convnet"]

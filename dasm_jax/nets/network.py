@@ -6,27 +6,97 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from dasm_jax.types import Params
 
+STATISTICS = "batch_stats"
+
+
+class Moments(NamedTuple):
+    """Of what enters a batch norm: of the batch at hand, and as learned."""
+
+    mean: Float[Array, " C"]
+    var: Float[Array, " C"]
+    running_mean: Float[Array, " C"]
+    running_var: Float[Array, " C"]
+
 
 class Network(NamedTuple):
-    """Two pure functions: ``init(key) -> params``, ``apply(params, images) -> logits``.
+    """Pure functions of parameters and normalised images f32[B, H, W, C].
 
-    Images are f32[B, H, W, C], normalised; logits f32[B, n_classes].
+    Running statistics of a batch norm, where there are any, are part of ``params``.
     """
 
+    # key -> params
     init: Callable[[Any], Params]
+    # (params, images) -> logits f32[B, n_classes]; running statistics
     apply: Callable[[Params, Any], Any]
+    # (params, images) -> activations f32[B, h, w, c] after every block; the last one,
+    # flattened, is the embedding ahead of the classifier
+    layers: Callable[[Params, Any], tuple[Any, ...]]
+    # (params, images) -> (logits, new running statistics or ()), by those of the batch
+    train: Callable[[Params, Any], tuple[Any, Any]]
+    # (params, statistics) -> params that hold them
+    with_statistics: Callable[[Params, Any], Params]
+    # (params, images) -> (logits as of apply, Moments of every batch norm)
+    moments: Callable[[Params, Any], tuple[Any, tuple[Moments, ...]]]
 
 
 def from_linen(module: nn.Module, image_shape: tuple[int, int, int]) -> Network:
-    """Wrap a stateless Flax Linen module."""
+    """Wrap a Flax Linen module whose call gives ``(activations, logits)``.
+
+    The call takes ``train``, whether batch norms use, and learn, the statistics of the
+    batch. A module without running statistics has its bare parameters as ``params``.
+    """
+    blank = jnp.zeros((1, *image_shape))
+    key_like = jax.eval_shape(lambda: jax.random.key(0))
+    variables_like = jax.eval_shape(lambda key: module.init(key, blank), key_like)
+    stateful = STATISTICS in variables_like
+
+    def variables(params: Params) -> dict[str, Any]:
+        return params if stateful else {"params": params}
 
     def init(key: Any) -> Params:
-        return module.init(key, jnp.zeros((1, *image_shape)))["params"]
+        made = module.init(key, blank)
+        if stateful:
+            return {"params": made["params"], STATISTICS: made[STATISTICS]}
+        return made["params"]
 
     def apply(params: Params, images: Any) -> Any:
-        return module.apply({"params": params}, images)
+        return module.apply(variables(params), images)[1]  # type: ignore[index]
 
-    return Network(jax.jit(init), apply)
+    def layers(params: Params, images: Any) -> tuple[Any, ...]:
+        return module.apply(variables(params), images)[0]  # type: ignore[index]
+
+    def train(params: Params, images: Any) -> tuple[Any, Any]:
+        if not stateful:
+            return apply(params, images), ()
+        (_, logits), changed = module.apply(
+            params, images, train=True, mutable=[STATISTICS]
+        )
+        return logits, changed[STATISTICS]
+
+    def with_statistics(params: Params, statistics: Any) -> Params:
+        return {**params, STATISTICS: statistics} if stateful else params
+
+    def moments(params: Params, images: Any) -> tuple[Any, tuple[Moments, ...]]:
+        if not stateful:
+            return apply(params, images), ()
+        output, sown = module.apply(params, images, mutable=["intermediates"])
+        found = []
+        running: dict[str, Any] = params[STATISTICS]
+        for name, learned in running.items():
+            entering: Any = sown["intermediates"][f"into_{name}"][0]
+            axes = tuple(range(entering.ndim - 1))
+            found.append(
+                Moments(
+                    entering.mean(axes),
+                    entering.var(axes),
+                    learned["mean"],
+                    learned["var"],
+                )
+            )
+        return output[1], tuple(found)
+
+    return Network(jax.jit(init), apply, layers, train, with_statistics, moments)

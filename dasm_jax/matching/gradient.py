@@ -1,45 +1,16 @@
-"""Distances between gradients, and matchers: a target from real data, a distance to it.
+"""Gradient matching (DC, DSA, IDC): distances between gradients of real and synthetic.
 
-A new surrogate objective is two pure functions in a ``Matcher``; segments and pools
-(``dasm.py``) wrap it unchanged.
+Zhao et al., "Dataset Condensation with Gradient Matching", ICLR 2021; eq. 4 of DASM.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from dasm_jax.matching.matcher import ApplyFn, Matcher, mean_cross_entropy
 from dasm_jax.types import Batch, Params
-
-ApplyFn = Callable[[Params, Any], Any]
-
-
-class Matcher(NamedTuple):
-    """An objective for the synthetic images of one class.
-
-    ``target(params, real)`` has no gradient to the pixels; ``distance(params, target,
-    synthetic)`` is differentiable in ``synthetic.images`` and returns f32[].
-    """
-
-    target: Callable[[Params, Batch], Any]
-    distance: Callable[[Params, Any, Batch], Array]
-
-
-def mean_cross_entropy(
-    apply_fn: ApplyFn,
-    params: Params,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
-    weights: Float[Array, " B"],
-) -> Float[Array, ""]:
-    """Weighted mean of the cross-entropy over a batch."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        apply_fn(params, images), labels
-    )
-    return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
 def _per_output(x: Array) -> Array:
@@ -86,16 +57,21 @@ def convolution_kernels(params: Params) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
 
 
+def kernels(params: Params) -> list[Array]:
+    """Leaves with two axes or more: what DC matches, convolutions and dense layers."""
+    return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+
+
 def every_parameter(params: Params) -> list[Array]:
     """All leaves: kernels, biases, norms and dense layers."""
     return jax.tree.leaves(params)
 
 
-LAYERS = {"conv": convolution_kernels, "all": every_parameter}
+LAYERS = {"conv": convolution_kernels, "kernels": kernels, "all": every_parameter}
 
 
 def make_parameter_gradient(
-    apply_fn: ApplyFn,
+    apply_fn: ApplyFn, *, rematerialize: bool = False
 ) -> Callable[[Params, Array, Array, Array], Params]:
     """∇_θ of the mean cross-entropy, with a cheap derivative of its own.
 
@@ -103,6 +79,11 @@ def make_parameter_gradient(
     the directional derivative along u of ∇_{θ,x} L, because second derivatives commute:
     one forward-over-reverse sweep instead of reverse-over-reverse. Exact, and without
     weight gradients in the second pass when only the pixels are asked for.
+
+    Args:
+      apply_fn: ``apply_fn(params, images) -> logits``.
+      rematerialize: run the second sweep from its inputs alone, so that no activations
+        are kept in between; else XLA shares what the two sweeps have in common.
     """
 
     def loss(params, images, labels, weights):
@@ -117,6 +98,10 @@ def make_parameter_gradient(
         return gradient, (params, images, labels, weights)
 
     def backward(saved, cotangent):
+        if rematerialize:
+            # Tied to the cotangent, the sweep cannot be merged with the first one, nor
+            # be scheduled before it is needed.
+            saved, cotangent = jax.lax.optimization_barrier((saved, cotangent))
         params, images, labels, weights = saved
 
         def first_order(params):
@@ -159,12 +144,9 @@ def make_gradient_matcher(
         if not ours:
             raise ValueError(
                 "no parameter takes part in matching: the network has no convolution "
-                "kernel; match every parameter instead (matcher.layers='all')"
+                "kernel; match every parameter instead (LAYERS['all'])"
             )
         terms = [metric(x, y) for x, y in zip(ours, target)]
         return sum(terms[1:], terms[0])
 
     return Matcher(target, distance)
-
-
-MATCHERS = {"idc": make_gradient_matcher}

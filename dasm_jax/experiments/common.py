@@ -1,0 +1,183 @@
+"""What experiments share: loading, rows of a table, and what is printed at the end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dasm_jax.data import load_dataset
+from dasm_jax.errors import UserError
+from dasm_jax.evaluate import Accuracy
+from dasm_jax.files import read_json, write_json
+from dasm_jax.problem import Problem, make_problem
+from dasm_jax.schema import BatchMethodSettings, Settings
+from dasm_jax.settings import check_against_data
+from dasm_jax.types import Dataset
+from dasm_jax.workdir import PhaseClock, RunLog, claim_workdir, manifest
+
+FINISHED = "this run was finished before; remove its folder to run it again"
+
+
+def load_data(settings: Settings) -> Dataset:
+    """Load the dataset of the settings.
+
+    Raises:
+      UserError: it is not there, or not as it should be.
+    """
+    s = settings.data
+    return load_dataset(
+        s.source,
+        s.name,
+        data_dir=s.data_dir or None,
+        train_split=s.train_split,
+        test_split=s.test_split,
+        test_share=s.test_share,
+        downsample=s.downsample,
+    )
+
+
+def check_fit(settings: Settings, dataset: Dataset) -> None:
+    """Check what only the loaded dataset can tell.
+
+    Raises:
+      UserError: settings and dataset do not fit.
+    """
+    counts = np.bincount(dataset.train.labels, minlength=dataset.n_classes)
+    check_against_data(settings, counts.tolist(), dataset.image_shape)
+
+
+def load_problem(settings: Settings) -> Problem:
+    """Load the dataset of the settings and build the pieces of a run.
+
+    Raises:
+      UserError: it is not there, or does not fit the settings.
+    """
+    dataset = load_data(settings)
+    check_fit(settings, dataset)
+    return make_problem(settings, dataset)
+
+
+@contextmanager
+def memory_explained(settings: Settings) -> Iterator[None]:
+    """Say what to lower when the device runs out of memory.
+
+    Raises:
+      UserError: it did.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        names, name = ["network.width"], settings.matcher.name
+        if settings.experiment != "recover":
+            names.insert(0, f"matcher.{name}.synthetic_batch")
+            if isinstance(settings.matcher.active, BatchMethodSettings):
+                names.insert(0, f"matcher.{name}.real_batch")
+        raise UserError(
+            "the device is out of memory; lower "
+            + " or ".join(f"config.{name}" for name in names)
+        ) from None
+
+
+def finished_summary(workdir: Path) -> dict[str, Any] | None:
+    """What a finished run wrote, or None where it is not finished.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / "summary.json"
+    return read_json(path) if path.exists() else None
+
+
+@contextmanager
+def recorded(
+    problem: Problem, workdir: Path, clock: PhaseClock, units: int
+) -> Iterator[RunLog]:
+    """Claim the folder and log ``units`` of work; in the end, whatever it is, say where
+    the numbers come from.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    claim_workdir(workdir, problem.settings)
+    log = RunLog(workdir, units)
+    try:
+        yield log
+    finally:
+        log.close()
+        content_hash = problem.dataset.content_hash
+        write_json(workdir / "manifest.json", manifest(content_hash, clock.seconds))
+
+
+class Table:
+    """Rows of evaluated sets, logged as they come."""
+
+    def __init__(self, problem: Problem, log: RunLog):
+        self.rows: list[dict[str, Any]] = []
+        self._log = log
+        # Bytes as they would be shipped: one per value.
+        self._image_bytes = int(np.prod(problem.dataset.image_shape))
+        self._n_classes = problem.dataset.n_classes
+
+    def add(
+        self,
+        name: str,
+        ipc: int,
+        accuracy: Accuracy,
+        *,
+        stored: int | None = None,
+        **more: Any,
+    ) -> None:
+        """Add a set of ``ipc`` stored images per class, ``stored`` in all."""
+        stored = ipc * self._n_classes if stored is None else stored
+        row = {
+            "set": name,
+            "ipc": ipc,
+            "stored_bytes": stored * self._image_bytes,
+            "mean": accuracy.mean,
+            "std": accuracy.std,
+            "networks": list(accuracy.networks),
+            **more,
+        }
+        self.rows.append(row)
+        self._log.metrics("evaluation", **row)
+        self._log.advance(f"{name} {ipc}: {100 * accuracy.mean:.1f} %", True)
+
+
+def percent(mean: float, std: float | None) -> str:
+    """Accuracy in % as tables show it."""
+    cell = f"{100 * mean:.1f}"
+    return cell if std is None else f"{cell} ± {100 * std:.1f}"
+
+
+def render_table(summary: dict[str, Any]) -> list[str]:
+    """Lines of a table: a row per IPC, a column per kind of set."""
+    lines = [
+        f"{summary['dataset']}: test accuracy in %, mean ± std of "
+        f"{summary['evaluation_networks']} networks, "
+        f"{summary['evaluation_steps']} steps each",
+        "",
+    ]
+    by_ipc: dict[int, dict[str, str]] = {}
+    for row in summary["table"]:
+        cells = by_ipc.setdefault(row["ipc"], {})
+        cells[row["set"]] = percent(row["mean"], row["std"])
+    names = list(dict.fromkeys(row["set"] for row in summary["table"]))
+    lines.append("  ipc  " + "".join(f"{name:>14}" for name in names))
+    for ipc, cells in by_ipc.items():
+        label = "all" if "Full" in cells else str(ipc)
+        row = "".join(f"{cells.get(name, ''):>14}" for name in names)
+        lines.append(f"{label:>5}  {row}".rstrip())
+    return lines
+
+
+def written(workdir: Path, *names: str) -> str:
+    """Say which files of ``workdir`` were written."""
+    shown = workdir
+    if workdir.is_relative_to(Path.cwd()):
+        shown = workdir.relative_to(Path.cwd())
+    return "wrote " + "\n      ".join(str(shown / name) for name in names)

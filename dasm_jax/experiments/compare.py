@@ -1,0 +1,236 @@
+"""A table of matchers: each alone and under DASM, with Random, Full and SRe2L beside.
+
+Every cell is a run of its own, in a process of its own, so that its peak memory is its
+own too; finished cells are not run again.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from dasm_jax import evaluate
+from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.experiments import distill, recover
+from dasm_jax.experiments.common import (
+    Table,
+    check_fit,
+    finished_summary,
+    load_data,
+    load_problem,
+    memory_explained,
+    percent,
+    recorded,
+    written,
+)
+from dasm_jax.experiments.compare_table import (
+    Cell,
+    check_document,
+    render,
+    renew_section,
+)
+from dasm_jax.files import read_json, write_atomically, write_json
+from dasm_jax.schema import Settings
+from dasm_jax.settings import changed
+from dasm_jax.workdir import (
+    PhaseClock,
+    RunLog,
+    claim_workdir,
+    open_workdir,
+)
+
+# Du et al., "Sequential Subset Matching for Dataset Distillation", NeurIPS 2023, as a
+# control: DASM's segments, but no difficulty. Networks come from the segments so far.
+SEQMATCH = (
+    ("matcher.name", "idc"),
+    ("matcher.idc.trajectory.start", "segments"),
+    ("dasm.pool", "full"),
+    ("dasm.context", "cumulative"),
+)
+
+
+def cells_of(settings: Settings) -> list[Cell]:
+    """All runs that the table needs, the cheap ones of every kind first."""
+    c, segments = settings.compare, settings.dasm.segments
+    cells = []
+    for seed in c.seeds:
+        for ipc in sorted(c.ipcs):
+            cells.append(Cell("Random", "", ipc, seed, "baselines", ()))
+            for name in c.matchers:
+                for column, k in (("one segment", 1), ("DASM", segments)):
+                    changes = (("matcher.name", name), ("dasm.segments", k))
+                    cells.append(
+                        Cell(name.upper(), column, ipc, seed, "distill", changes)
+                    )
+            cells.append(Cell("SeqMatch", "DASM", ipc, seed, "distill", SEQMATCH))
+            cells.append(Cell("SRe2L", "one segment", ipc, seed, "recover", ()))
+    return cells
+
+
+def cell_settings(settings: Settings, cell: Cell) -> Settings:
+    """Settings of one cell, evaluated like all the others.
+
+    Raises:
+      UserError: the cell does not hold together.
+    """
+    return changed(
+        settings,
+        {
+            "experiment": "distill"
+            if cell.experiment == "baselines"
+            else cell.experiment,
+            "ipc": cell.ipc,
+            "seed": cell.seed,
+            "evaluate.seed": cell.seed,
+            "evaluate.prefixes": False,
+            "evaluate.baselines": False,
+            **dict(cell.changes),
+        },
+    )
+
+
+def run(settings: Settings, workdir: Path) -> str:
+    """Run all cells that are not finished; returns the table for the terminal.
+
+    Raises:
+      UserError: a cell's settings do not hold together, or the document cannot be
+        written.
+    """
+    cells = cells_of(settings)
+    each = {cell: cell_settings(settings, cell) for cell in cells}
+    # What is wrong with a cell is said before the first one runs.
+    dataset = load_data(settings)
+    for of_cell in each.values():
+        check_fit(of_cell, dataset)
+    document = Path(settings.compare.document).expanduser()
+    if settings.compare.document:
+        check_document(document)
+    claim_workdir(workdir, settings)
+    log = RunLog(workdir, len(cells))
+    results: dict[Cell, dict[str, Any]] = {}
+    try:
+        for cell in cells:
+            folder = workdir / "cells" / cell.folder
+            failure = _in_a_process(cell.experiment, each[cell], str(folder))
+            results[cell] = failure or _outcome(folder)
+            log.metrics("cell", cell=cell.folder, **results[cell])
+            log.advance(f"{cell.folder}: {_accuracy_text(results[cell])}", True)
+    finally:
+        log.close()
+    text = render(settings, results)
+    write_atomically(workdir / "table.md", lambda file: file.write(text.encode()))
+    paths = written(workdir, "table.md", "cells")
+    if settings.compare.document:
+        name = f"matchers: {settings.data.name}"
+        renew_section(document, name, text)
+        paths += f"\n      {document}"
+    return f"{text}\n{paths}"
+
+
+def _in_a_process(
+    experiment: str, settings: Settings, folder: str
+) -> dict[str, Any] | None:
+    context = multiprocessing.get_context("spawn")  # JAX is threaded
+    with ProcessPoolExecutor(1, context) as executor:
+        try:
+            return executor.submit(run_cell, experiment, settings, folder).result()
+        except BrokenProcessPool:
+            return {"failure": "its process was killed, perhaps for want of memory"}
+
+
+def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any] | None:
+    """Run one cell; what went wrong is its result, not the end of the table."""
+    runs: dict[str, Callable[[Settings, Path], Any]] = {
+        "distill": distill.run,
+        "recover": recover.run,
+        "baselines": run_baselines,
+    }
+    if (parent := multiprocessing.parent_process()) is not None:
+        # Without it nobody would read the result, and another run may be on its way.
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        with memory_explained(settings):
+            runs[experiment](settings, open_workdir(folder, settings))
+    except (UserError, NonFiniteError) as error:
+        return {"failure": str(error)}
+    return None
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def run_baselines(settings: Settings, workdir: Path) -> None:
+    """Random and Full under the recipe of the table."""
+    if finished_summary(workdir) is not None:
+        return
+    clock = PhaseClock()
+    problem = load_problem(settings)
+    with recorded(problem, workdir, clock, 2) as log, clock.phase("evaluate"):
+        evaluator = evaluate.make_evaluator(problem)
+        table = Table(problem, log)
+        total = settings.ipc * problem.dataset.n_classes
+        random = evaluate.random_set(problem, settings.ipc, total)
+        table.add("Random", settings.ipc, evaluator(*random))
+        count = len(problem.dataset.train.labels)
+        full = evaluator(*evaluate.full_set(problem))
+        table.add("Full", count // problem.dataset.n_classes, full, stored=count)
+    write_json(workdir / "summary.json", {"table": table.rows})
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """What the table shows of a finished cell."""
+    summary = finished_summary(folder)
+    assert summary is not None, f"{folder} has no summary"
+    details = read_json(folder / "manifest.json")
+    row = summary["table"][-1 if "teacher_accuracy" not in summary else 0]
+    outcome = {
+        "mean": row["mean"],
+        "std": row["std"],
+        "seconds": sum(
+            value
+            for name, value in summary.items()
+            if name.startswith("seconds_")
+            and name not in ("seconds_evaluating", "seconds_compiling")
+        ),
+        "peak_bytes": _peak_bytes(details["peak_memory_bytes"]),
+        "commit": _short_commit(details["git_commit"]),
+        "date": details["date"][:10],
+        "device": f"{details['cpu_count']} cores, {', '.join(details['devices'])}",
+    }
+    if "label_bytes" in row:
+        outcome |= {
+            "label_bytes": row["label_bytes"],
+            "image_bytes": row["stored_bytes"],
+            "hard_mean": summary["table"][1]["mean"],
+        }
+    if len(summary["table"]) == 2 and summary["table"][1]["set"] == "Full":
+        random, full = summary["table"]
+        outcome |= {"mean": random["mean"], "std": random["std"]}
+        outcome |= {"full_mean": full["mean"], "full_std": full["std"]}
+    return outcome
+
+
+def _peak_bytes(peaks: dict[str, int | None]) -> int:
+    """Of the devices where they tell, else of the process."""
+    of_devices = [peak for name, peak in peaks.items() if peak and name != "process"]
+    return max(of_devices, default=peaks["process"] or 0)
+
+
+def _short_commit(commit: str | None) -> str:
+    if commit is None:
+        return "unknown"
+    number, dirty, _ = commit.partition("+")
+    return number[:7] + ("+dirty" if dirty else "")
+
+
+def _accuracy_text(result: dict[str, Any]) -> str:
+    if "failure" in result:
+        return result["failure"]
+    return f"{percent(result['mean'], result['std'])} %"

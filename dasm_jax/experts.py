@@ -1,0 +1,260 @@
+"""Expert trajectories: networks trained on real images, kept after every epoch.
+
+What trajectory matching follows (Cazenavette et al., "Dataset Distillation by Matching
+Training Trajectories", CVPR 2022, section 3.1). Buffers lie in the memory of the host.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from dasm_jax import checkpoint, sampling, training
+from dasm_jax.errors import UserError
+from dasm_jax.keys import Use, key_for
+from dasm_jax.loops import Loop
+from dasm_jax.matching import Span
+from dasm_jax.nets import Network
+from dasm_jax.sampling import IndexTable, SamplerState
+from dasm_jax.training import Recipe, TrainState
+from dasm_jax.types import ArrayDataset, Normalization, Params
+
+STEP_BY_STEP = Loop(rolled=False, steps_per_call=1)
+
+
+class ExpertPlan(NamedTuple):
+    """How many experts there are, and how they are trained."""
+
+    experts: int
+    epochs: int
+    # Networks that vmap trains together. On CPU 1 is fastest: convolutions that differ
+    # from network to network become grouped ones.
+    at_once: int
+    recipe: Recipe
+
+
+# (root, segment, numbers of n experts, data, table) -> NumPy arrays [n, epochs + 1, …]
+ExpertTrainer = Callable[[Array, int, Sequence[int], ArrayDataset, IndexTable], Params]
+
+
+def make_expert_trainer(
+    network: Network,
+    plan: ExpertPlan,
+    statistics: Normalization,
+    loop: Loop = STEP_BY_STEP,
+) -> ExpertTrainer:
+    """Compile a trainer of one expert, or of several at once.
+
+    An epoch is as many whole batches as ``table`` (one group: which images of ``data``
+    are in use) holds; where it holds less than one, all of it is the batch. An expert
+    is the same, up to rounding, whichever others are trained beside it.
+
+    Returns:
+      ``train(root, segment, experts, data, table) -> buffer``: NumPy arrays
+      [n, epochs + 1, …] for the n experts of these numbers, the parameters that they
+      start from first. It raises a ``UserError`` when an expert diverges.
+    """
+
+    def start(key: Key[Array, ""], table: IndexTable) -> TrainState:
+        params = network.init(key_for(key, Use.NETWORK_INIT))
+        return training.start_training(
+            params, plan.recipe, sampling.start_sampler(table)
+        )
+
+    @cache
+    def compile_for(batch: int, several: bool) -> tuple[Callable, Callable]:
+        recipe = plan.recipe._replace(batch=batch)
+        begin, step = start, training.make_train_step(network, recipe, statistics)
+        if several:
+            # Passes end for all at once. What says so is not mapped, so that shuffling
+            # stays a branch that is seldom taken.
+            place = SamplerState._make((0, None, None))  # order, position, epoch
+            axes = TrainState._make((0, 0, place, None))
+            begin = jax.vmap(begin, in_axes=(0, None), out_axes=axes)
+            step = jax.vmap(step, in_axes=(0, axes, None, None), out_axes=(axes, 0))
+
+        def advance(key, state, data, table, steps):
+            return loop.repeat(lambda s: step(key, s, data, table), state, steps)[0]
+
+        return begin, jax.jit(advance, static_argnums=4, donate_argnums=1)
+
+    def train(
+        root: Key[Array, ""],
+        segment: int,
+        experts: Sequence[int],
+        data: ArrayDataset,
+        table: IndexTable,
+    ) -> Params:
+        count, several = int(table.counts[0]), len(experts) > 1
+        batch = min(plan.recipe.batch, count)
+        begin, advance = compile_for(batch, several)
+        keys = [key_for(root, Use.EXPERT, segment, expert) for expert in experts]
+        key = jnp.stack(keys) if several else keys[0]
+        data, table = jax.device_put((data, table))
+        state = begin(key, table)
+        buffer = _make_buffer(network, len(experts), plan.epochs)
+        _fill(buffer, np.s_[:, 0], state.params)
+        steps = count // batch
+        for epoch in range(1, plan.epochs + 1):
+            for done in range(0, steps, loop.steps_per_call):
+                size = min(loop.steps_per_call, steps - done)
+                state = advance(key, state, data, table, size)
+            _fill(buffer, np.s_[:, epoch], state.params)
+            if not all(np.isfinite(x[:, epoch]).all() for x in jax.tree.leaves(buffer)):
+                raise UserError(
+                    f"an expert of segment {segment} diverged in epoch {epoch}; lower "
+                    f"config.matcher.mtt.recipe.lr={plan.recipe.learning_rate:g}"
+                )
+        return buffer
+
+    return train
+
+
+def expert_trajectories(
+    train: ExpertTrainer,
+    network: Network,
+    plan: ExpertPlan,
+    *,
+    root: Key[Array, ""],
+    segment: int,
+    data: ArrayDataset,
+    table: IndexTable,
+    folder: Path | None,
+    identity: dict[str, Any],
+    on_chunk: Callable[[int], None] = lambda done: None,
+) -> Params:
+    """The buffer of a segment: trained, or read where it was stored.
+
+    Args:
+      train: from ``make_expert_trainer``.
+      network: what it trains.
+      plan: how many, for how long, and how.
+      root: key made from the seed.
+      segment: counted from 1.
+      data: images and labels.
+      table: one group, the images in use.
+      folder: where experts are stored as soon as they are finished; None: nowhere.
+      identity: plain JSON that tells apart experts that must not be mixed.
+      on_chunk: called with the number of experts that are ready.
+
+    Returns:
+      NumPy arrays [experts, epochs + 1, …]. After an interruption they are the same as
+      without it, bit for bit on one machine.
+
+    Raises:
+      UserError: an expert diverges, the folder holds experts of another identity or
+        damaged ones, or it cannot be written.
+    """
+    identity = json.loads(json.dumps({**identity, "epochs": plan.epochs}))
+    stored = set() if folder is None else _find_stored(folder, segment, plan, identity)
+    buffer = _make_buffer(network, plan.experts, plan.epochs)
+    for first in range(0, plan.experts, plan.at_once):
+        chunk = range(first, min(first + plan.at_once, plan.experts))
+        places = {_name(segment, expert): _one(buffer, expert) for expert in chunk}
+        # Trained as a whole even where a part is stored: with other neighbours under
+        # vmap an expert would differ in its last bits.
+        if folder is not None and stored.issuperset(chunk):
+            for name, place in places.items():
+                _fill(place, ..., checkpoint.load(folder, name, place))
+        else:
+            trained = train(root, segment, chunk, data, table)
+            _fill(buffer, np.s_[first : chunk.stop], trained)
+            if folder is not None:
+                for name, place in places.items():
+                    checkpoint.save(folder, name, place, identity)
+        on_chunk(chunk.stop)
+    return buffer
+
+
+def draw_spans(
+    key: Key[Array, ""],
+    buffer: Params,
+    *,
+    count: int,
+    first: int,
+    last: int,
+    length: int,
+) -> Span:
+    """Draw experts and start epochs, and gather the spans that begin there.
+
+    Args:
+      key: consumed.
+      buffer: NumPy arrays [experts, epochs + 1, …].
+      count: spans to draw, with replacement.
+      first: earliest start epoch.
+      last: latest start epoch, inclusive.
+      length: epochs from start to end.
+
+    Raises:
+      UserError: the experts end before the last span does.
+    """
+    experts, moments = jax.tree.leaves(buffer)[0].shape[:2]
+    if last + length >= moments:
+        raise UserError(
+            f"too few expert epochs for the window: spans of {length} epochs start as "
+            f"late as epoch {last}; raise config.matcher.mtt.epochs={moments - 1} to "
+            f"{last + length}"
+        )
+    expert_key, start_key = jax.random.split(key)
+    expert = np.asarray(jax.random.randint(expert_key, (count,), 0, experts))
+    start = np.asarray(jax.random.randint(start_key, (count,), first, last + 1))
+    return Span(
+        start=jax.tree.map(lambda leaf: leaf[expert, start], buffer),
+        end=jax.tree.map(lambda leaf: leaf[expert, start + length], buffer),
+    )
+
+
+def epoch_window(segment: int, segments: int, max_start: int) -> tuple[int, int]:
+    """First and last start epoch of a segment: window k of K equal ones up to the end.
+
+    A single segment gets [0, max_start], the window of trajectory matching.
+    """
+    return (
+        round(max_start * (segment - 1) / segments),
+        round(max_start * segment / segments),
+    )
+
+
+def _make_buffer(network: Network, experts: int, epochs: int) -> Params:
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: np.empty((experts, epochs + 1, *leaf.shape), leaf.dtype), params
+    )
+
+
+def _fill(arrays: Params, where: Any, values: Params) -> None:
+    for array, value in zip(jax.tree.leaves(arrays), jax.tree.leaves(values)):
+        array[where] = value
+
+
+def _one(buffer: Params, expert: int) -> Params:
+    """Views, so that filling them fills the buffer."""
+    return jax.tree.map(lambda leaf: leaf[expert], buffer)
+
+
+def _name(segment: int, expert: int) -> str:
+    return f"segment{segment}_expert{expert}"
+
+
+def _find_stored(
+    folder: Path, segment: int, plan: ExpertPlan, identity: dict[str, Any]
+) -> set[int]:
+    """Experts that need no training; raises where they are not ours."""
+    stored = set()
+    for expert in range(plan.experts):
+        theirs = checkpoint.read_metadata(folder, _name(segment, expert))
+        if theirs is None:
+            continue
+        if names := checkpoint.differences(identity, theirs):
+            raise UserError(
+                f"{folder} holds experts of another run; they differ in "
+                f"{', '.join(names)}; use another folder or remove that one"
+            )
+        stored.add(expert)
+    return stored

@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dasm_jax.errors import UserError
+
+
+def write_atomically(path: Path, write) -> None:
+    """Let ``write(file)`` fill a file that appears whole or not at all.
+
+    Raises:
+      UserError: it cannot be written (permissions, a full disk).
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read what ``write_json`` wrote.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path} cannot be read; remove {path.parent} to run it again"
+        ) from None

@@ -1,0 +1,103 @@
+"""The segments ahead of a run: sizes, iterations, rates, counted FLOPs."""
+
+import jax
+import jax.numpy as jnp
+
+from dasm_jax import budget, schedule
+from dasm_jax.budget import SegmentPlan
+from dasm_jax.loops import Loop
+from dasm_jax.methods import Context
+from dasm_jax.problem import Problem
+from dasm_jax.schema import BatchMethodSettings
+from dasm_jax.segment import Variables, image_count
+
+
+def plan_segments(problem: Problem) -> list[SegmentPlan]:
+    """Sizes, iterations and image learning rates of all segments."""
+    s, m = problem.settings, problem.settings.matcher.active
+    sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
+    whole = matching_flops(problem, s.ipc, None)
+    steps = m.loop.niter * inner_steps(problem, s.ipc)
+    side = max(problem.dataset.image_shape[:2])
+    costs = {n: matching_flops(problem, n, context_of(problem)) for n in {*sizes}}
+    plans = []
+    for k, size in enumerate(sizes, start=1):
+        inner = inner_steps(problem, size)
+        share = budget.steps_of_segment(
+            s.dasm.budget, steps, len(sizes), whole, costs[size]
+        )
+        plans.append(
+            SegmentPlan(
+                segment=k,
+                size=size,
+                outer_iterations=max(1, round(share / inner)),
+                inner=inner,
+                network_steps=network_steps(problem, size, sizes[: k - 1]),
+                learning_rate=budget.image_rate(
+                    m.image.rule, m.image.lr, size, side, m.image.base_size
+                ),
+                flops_per_step=costs[size],
+            )
+        )
+    return plans
+
+
+def context_of(problem: Problem) -> Context:
+    """Sizes of all segments where they share the synthetic batch, else None."""
+    s = problem.settings
+    if s.dasm.context == "active":
+        return None
+    return schedule.segment_sizes(s.ipc, s.dasm.segments)
+
+
+def inner_steps(problem: Problem, size: int) -> int:
+    """Inner steps of an outer iteration on ``size`` stored images per class."""
+    return (
+        problem.settings.matcher.active.loop.inner or budget.published_loop(size).inner
+    )
+
+
+def network_steps(problem: Problem, size: int, finished: tuple[int, ...]) -> int:
+    """SGD steps of the networks in one inner step.
+
+    Args:
+      problem: the fixed pieces.
+      size: stored images per class of the segment.
+      finished: the same of the segments before it.
+    """
+    m = problem.settings.matcher.active
+    if not isinstance(m, BatchMethodSettings) or m.trajectory.data == "none":
+        return 0
+    batch = m.trajectory.recipe.batch
+    if m.trajectory.data != "synthetic":
+        return -(-m.trajectory.n_data // batch)
+    context = None if context_of(problem) is None else (*finished, size)
+    images = image_count(problem.parameterization, size, context)
+    epochs = m.trajectory.epochs or budget.published_loop(size).epochs
+    return epochs * -(-images * problem.dataset.n_classes // batch)
+
+
+def matching_flops(problem: Problem, size: int, context: Context) -> float:
+    """Matching FLOPs of an inner step on ``size`` stored images per class."""
+    shape, n_classes = problem.dataset.image_shape, problem.dataset.n_classes
+    # Where classes are matched one by one, one is enough to count.
+    counted = 1 if problem.method.separable else n_classes
+
+    def like(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    written_out = Loop(rolled=False, steps_per_call=1)
+    flops = budget.count_flops(
+        problem.method.objective(context, written_out),
+        key,
+        Variables(
+            like(jnp.float32, counted, size, *shape),
+            jax.eval_shape(lambda: problem.method.learned),
+        ),
+        problem.method.view(jax.eval_shape(problem.network.init, key)),
+        like(jnp.uint8, counted, problem.method.real_batch, *shape),
+        like(jnp.float32, counted, sum(context or ()), *shape),
+        like(jnp.int32),
+    )
+    return flops * n_classes / counted
