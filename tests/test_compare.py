@@ -14,7 +14,7 @@ from dasm_jax.errors import UserError
 from dasm_jax.experiments import common, compare
 from dasm_jax.experiments.compare import cell_settings, cells_of, run_cell
 from dasm_jax.experiments.compare_table import render, renew_section
-from dasm_jax.settings import from_config
+from dasm_jax.settings import changed, from_config
 from tests.small import small_config, small_dataset
 
 MATCHERS = ("idc", "dc", "dsa", "dm", "cafe", "mtt")
@@ -227,7 +227,7 @@ def test_mean_and_spread_over_seeds():
     assert table["SRe2L"][:2] == ["70.0 ± 0.0", ""]
     head = " ".join(text.split("\n\n")[0].split())
     assert "mean ± std over seeds; seeds 0, 1, 2, 2 networks of 6 steps each" in head
-    assert "digits, convnet of width 4 and depth 2" in head
+    assert "digits, f = 1, convnet of width 4 and depth 2" in head
     assert "2026-01-02, 2 cores, cpu: cpu, commit abc1234." in head
 
 
@@ -606,6 +606,6 @@ def test_finished_cells_are_not_run_again(table):
 
 def test_a_table_of_other_settings_is_another_table(table, tmp_path):
     workdir, *_ = table
-    other = tiny_table(tmp_path / "results.md")
-    with pytest.raises(UserError, match=r"differs in compare\.document; use another"):
+    other = changed(tiny_table(tmp_path / "results.md"), {"evaluate.steps": 5})
+    with pytest.raises(UserError, match=r"differs in evaluate\.steps; use another"):
         run.run(other, str(workdir))
