@@ -34,7 +34,9 @@ def get_config() -> ConfigDict:
     network.name = "convnet"
     network.width = 128  # channels
     network.depth = 3  # convolution blocks, each halves the image
-    network.norm = "instance"  # instance or batch
+    network.norm = "instance"  # instance, batch, group, layer or none
+    network.activation = "relu"  # of convnet: relu, leaky or sigmoid
+    network.pooling = "average"  # of convnet: average, max or none
 
     config.synthetic = synthetic = ConfigDict()
     # f: a stored image holds f×f tiles (IDC's multi-formation); 0: as the matcher
@@ -71,6 +73,14 @@ def get_config() -> ConfigDict:
     evaluate.steps = 10_000  # SGD steps of each, the same for every set in a table
     evaluate.prefixes = True  # every prefix of the segments, or the whole set alone
     evaluate.baselines = True  # Random and Full beside it
+    evaluate.at_once = 0  # networks per launch; 0: one on CPU, else all that fit
+    # experiment=evaluate: files or folders, comma-separated; networks as name/norm/width
+    evaluate.synthetic = ""
+    evaluate.architectures = ()  # such as "resnet18/batch"; empty: config.network
+    evaluate.augmentations = ("recipe",)  # recipe, none, dsa (no CutMix), dsa_cutmix
+    evaluate.epochs = 0  # over the decoded set, instead of steps; 0: steps
+    evaluate.same_compute = False  # epochs divided by f²
+    evaluate.looks = 5  # tests of a network on its way; the best is printed apart
     evaluate.recipe = recipe = ConfigDict()  # lr ×0.2 at 2/3 and 5/6 of the steps
     recipe.batch = 64
     recipe.lr = 0.01
@@ -92,6 +102,32 @@ def get_config() -> ConfigDict:
     compare.ipcs = (10, 50)
     compare.seeds = (0,)  # of synthesis and evaluation
     compare.document = ""  # Markdown file whose section for this dataset is renewed
+
+    config.coreset = coreset = ConfigDict()  # experiment=coreset, real images selected
+    coreset.methods = (
+        "random",
+        "herding",
+        "k_center",
+        "k_means",
+        "forgetting",
+        "el2n",
+        "grand",
+        "static_filter",
+    )
+    coreset.networks = 2  # trained on all real images, for embeddings and scores
+    coreset.steps = 2000  # SGD steps of each, under the evaluation recipe
+    coreset.looks = 10  # moments of a training; forgetting sees all, el2n the first
+
+    config.curve = curve = ConfigDict()  # experiment=curve, accuracy over IPC
+    curve.methods = (*coreset.methods, "idc", "dasm")
+    curve.ipcs = (1, 10, 20, 50)
+    curve.seeds = (0, 1, 2)  # of synthesis and evaluation
+    curve.document = ""  # Markdown file whose section for this dataset is renewed
+
+    config.measure = measure = ConfigDict()  # section 7: what a run measures of itself
+    measure.networks = 1  # trained on all real images, they rank difficulty; 0: nothing
+    measure.steps = 2000  # SGD steps of each, under the evaluation recipe
+    measure.images = 500  # real images whose gradient norms are taken
 
     config.log = log = ConfigDict()
     log.every = 1  # outer iterations per line in log.txt

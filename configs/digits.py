@@ -39,6 +39,7 @@ def get_config():
     config.recover.teacher_steps, config.recover.steps = 600, 500
     config.dasm.segments = 5
     config.dasm.score_steps = 300
+    config.coreset.steps = config.measure.steps = 300
     config.evaluate.steps = 600
     config.evaluate.recipe.augment = "color_crop_scale_rotate"
     return config

@@ -33,6 +33,7 @@ def get_config():
     mtt.image.lr = 100.0  # chosen on training images, see docs/results.md
     config.recover.teacher_steps, config.recover.steps = 3000, 500
     config.dasm.score_steps = 1000
+    config.coreset.steps = config.measure.steps = 2000
     config.evaluate.steps = 3000
     # Without CutMix: Full of width 16 stayed low with it (docs/results.md).
     config.evaluate.recipe.augment = "color_crop_flip_scale_rotate"

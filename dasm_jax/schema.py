@@ -28,8 +28,20 @@ from dasm_jax.checks import (
     within,
 )
 
-EXPERIMENTS = ("distill", "recover", "compare")
+EXPERIMENTS = ("distill", "recover", "compare", "evaluate", "coreset", "curve")
 MATCHERS = ("idc", "idc_i", "dc", "dsa", "dm", "cafe", "mtt")
+
+SELECTIONS = (
+    "random",
+    "herding",
+    "k_center",
+    "k_means",
+    "forgetting",
+    "el2n",
+    "grand",
+    "static_filter",
+)
+AUGMENTATIONS = ("recipe", "none", "dsa", "dsa_cutmix")
 
 # Where it is not 1: only IDC stores several images in one.
 PUBLISHED_FACTORS = {"idc": 2}
@@ -59,6 +71,8 @@ class NetworkSettings:
     width: Annotated[int, within(1, 4096)]
     depth: Count
     norm: Annotated[str, one_of(nets.NORMS)]
+    activation: str
+    pooling: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +234,13 @@ class EvaluateSettings:
     steps: Count
     prefixes: bool
     baselines: bool
+    at_once: Annotated[int, within(0)]
+    synthetic: str
+    architectures: tuple[str, ...]
+    augmentations: Annotated[tuple[str, ...], each(one_of(AUGMENTATIONS))]
+    epochs: Annotated[int, within(0)]
+    same_compute: bool
+    looks: Count
     recipe: RecipeSettings
 
 
@@ -246,6 +267,35 @@ class CompareSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class CoresetSettings:
+    """Which real images are selected, and the networks that look at them."""
+
+    methods: Annotated[tuple[str, ...], each(one_of(SELECTIONS))]
+    networks: Count
+    steps: Count
+    looks: Annotated[int, within(2)]
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveSettings:
+    """Which cells the figure of accuracy over IPC has."""
+
+    methods: Annotated[tuple[str, ...], each(one_of((*SELECTIONS, "idc", "dasm")))]
+    ipcs: Annotated[tuple[int, ...], each(within(1))]
+    seeds: Annotated[tuple[int, ...], each(within(0, 2**31 - 1))]
+    document: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureSettings:
+    """What a run measures of itself, and the networks that rank difficulty for it."""
+
+    networks: Annotated[int, within(0)]
+    steps: Count
+    images: Count
+
+
+@dataclasses.dataclass(frozen=True)
 class LogSettings:
     """What is written while a run goes on."""
 
@@ -267,6 +317,9 @@ class Settings:
     evaluate: EvaluateSettings
     recover: RecoverSettings
     compare: CompareSettings
+    coreset: CoresetSettings
+    curve: CurveSettings
+    measure: MeasureSettings
     log: LogSettings
 
     @property

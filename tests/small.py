@@ -56,6 +56,9 @@ def small_config(**changes):
     config.dasm.networks, config.dasm.score_steps = 2, 8
     config.evaluate.networks, config.evaluate.steps = 2, 6
     config.evaluate.recipe.batch = 16
+    config.coreset.networks, config.coreset.steps, config.coreset.looks = 1, 8, 2
+    config.curve.ipcs, config.curve.seeds = (1, 4), (0,)
+    config.measure.steps, config.measure.images = 8, 12
     config.evaluate.recipe.augment = "color_crop"
     config.update_from_flattened_dict(
         {key.replace("__", "."): value for key, value in changes.items()}
