@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     evaluate.prefixes = True  # every prefix of the segments, or the whole set alone
     evaluate.baselines = True  # Random and Full beside it
     evaluate.at_once = 0  # networks per launch; 0: one on CPU, else all that fit
-    # experiment=evaluate: files or folders, comma-separated; networks as name/norm/width
+    # experiment=evaluate: files or folders with commas between; name/norm/width
     evaluate.synthetic = ""
     evaluate.architectures = ()  # such as "resnet18/batch"; empty: config.network
     evaluate.augmentations = ("recipe",)  # recipe, none, dsa (no CutMix), dsa_cutmix
