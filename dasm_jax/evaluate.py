@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import sampling, training
+from dasm_jax import coreset, sampling, training
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem
@@ -98,12 +98,7 @@ def random_set(
     the buffer they are put in.
     """
     root = jax.random.key(problem.settings.seed)
-    chosen = []
-    for label, indices in enumerate(problem.class_indices):
-        key = key_for(root, Use.RANDOM_SET, label)
-        order = np.asarray(jax.random.permutation(key, len(indices)))
-        chosen.append(indices[order[:ipc]])
-    index = np.concatenate(chosen)
+    index = coreset.random_indices(problem, root, ipc).reshape(-1)
     train = problem.dataset.train
     images = np.zeros((total, *problem.dataset.image_shape), np.float32)
     labels = np.zeros(total, np.int32)

@@ -28,6 +28,7 @@ class Use(enum.IntEnum):
     RECOVERY = 11
     EXPERT = 12
     EXPERT_SPAN = 13
+    SELECTION = 14
 
 
 def key_for(

@@ -1,0 +1,145 @@
+"""Coresets of the real images, ``ipc`` of every class, by networks trained on them."""
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dasm_jax import sampling, scoring, selection, training
+from dasm_jax.errors import UserError
+from dasm_jax.keys import Use, key_for
+from dasm_jax.problem import Problem
+from dasm_jax.recipes import recipe_from
+from dasm_jax.selection import ClassEvidence
+from dasm_jax.types import Array, Params
+
+# (method, images per class) -> positions i64[C, ipc] in the train split
+Select = Callable[[str, int], np.ndarray]
+
+# Images whose embeddings are computed at once.
+CHUNK = 500
+
+
+def random_indices(problem: Problem, root: jax.Array, ipc: int) -> np.ndarray:
+    """Positions i64[C, ipc] drawn at random; smaller draws are part of larger ones."""
+    chosen = []
+    for label, indices in enumerate(problem.class_indices):
+        key = key_for(root, Use.RANDOM_SET, label)
+        order = np.asarray(jax.random.permutation(key, len(indices)))
+        chosen.append(indices[order[:ipc]])
+    return np.stack(chosen)
+
+
+def make_selector(problem: Problem, root: jax.Array) -> Select:
+    """Selection at random or by any of ``selection.RULES``, class by class.
+
+    For the rules ``coreset.networks`` networks are trained on all real images, once for
+    all methods, and looked at
+    ``coreset.looks`` times on their way. Embeddings are those of the first one, at the
+    end; forgetting events are counted over all looks (Toneva et al. 2019); EL2N and
+    GraNd are taken at the first, early one (Paul et al. 2021). Scores are means over
+    the networks.
+
+    Returns:
+      ``select(method, ipc)``. It raises a ``UserError`` when a network diverges.
+    """
+    s = problem.settings
+    count = len(problem.dataset.train.labels)
+    widest = max(len(indices) for indices in problem.class_indices)
+    places = sampling.make_table(problem.class_indices, widest)
+    draws = jax.random.uniform(key_for(root, Use.SELECTION, 0, 0), (count,))
+    predict = training.make_predictor(problem.network.apply, problem.statistics)
+
+    @cache
+    def trajectories() -> list[list[Params]]:
+        train = training.make_trainer(
+            problem.network,
+            recipe_from(s.evaluate.recipe, s.coreset.steps),
+            problem.statistics,
+            problem.loop,
+        )
+        table = sampling.prefix_table(count, count)
+        each = []
+        for n in range(s.coreset.networks):
+            key = key_for(root, Use.SELECTION, n + 1)
+            each.append(train(key, problem.real, table, s.coreset.looks))
+            _check_finite(problem, each[-1][-1])
+        return each
+
+    @cache
+    def embeddings() -> Array:
+        return embed(problem, trajectories()[0][-1])
+
+    @cache
+    def scores(method: str) -> Array:
+        each = []
+        for networks in trajectories():
+            images, labels = problem.real.images, jnp.asarray(problem.real.labels)
+            if method == "grand":
+                norm = scoring.make_gradient_norm(
+                    problem.network.apply,
+                    lambda raw: training.normalize(
+                        training.to_unit(raw), problem.statistics
+                    ),
+                )
+                each.append(norm(networks[0], images, labels))
+            elif method == "el2n":
+                each.append(scoring.el2n(predict(networks[0], images), labels))
+            else:
+                looks = [jnp.argmax(predict(p, images), axis=1) for p in networks]
+                correct = jnp.stack(looks) == labels[None, :]
+                each.append(scoring.forgetting_events(correct))
+        return sum(each) / len(each)
+
+    @cache
+    def program(method: str, ipc: int) -> Callable[[ClassEvidence], Array]:
+        rule = selection.RULES[method]
+        return jax.jit(jax.vmap(lambda evidence: rule(evidence, ipc)))
+
+    def select(method: str, ipc: int) -> np.ndarray:
+        if method == "random":
+            return random_indices(problem, root, ipc)
+        nothing = jnp.zeros((count, 1))
+        rows = embeddings() if method in selection.EMBEDDED else nothing
+        ranks = scores(method) if method in selection.SCORED else nothing[:, 0]
+        key = key_for(root, Use.SELECTION, 0, 1)
+        evidence = ClassEvidence(
+            key=jax.random.split(key, len(places.counts)),
+            embeddings=rows[places.indices],
+            scores=ranks[places.indices],
+            draws=draws[places.indices],
+            valid=jnp.arange(widest)[None, :] < places.counts[:, None],
+        )
+        chosen = np.asarray(program(method, ipc)(evidence))
+        return np.take_along_axis(places.indices, chosen, axis=1).astype(np.int64)
+
+    return select
+
+
+def embed(problem: Problem, params: Params) -> Array:
+    """Embeddings f32[N, D] of the train split: what the classifier sees, flattened."""
+
+    @jax.jit
+    def of_chunk(params, images):
+        inputs = training.normalize(training.to_unit(images), problem.statistics)
+        last = problem.network.layers(params, inputs)[-1]
+        return last.reshape(len(last), -1)
+
+    images = problem.real.images
+    parts = [
+        of_chunk(params, images[start : start + CHUNK])
+        for start in range(0, len(images), CHUNK)
+    ]
+    return jnp.concatenate(parts)
+
+
+def _check_finite(problem: Problem, params: Params) -> None:
+    finite = jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), params)
+    if not all(jax.tree.leaves(finite)):
+        rate = problem.settings.evaluate.recipe.lr
+        raise UserError(
+            "a network that selects images diverged; lower "
+            f"config.evaluate.recipe.lr={rate:g}"
+        )
