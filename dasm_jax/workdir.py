@@ -62,7 +62,7 @@ def open_workdir(path: str, settings: Settings) -> Path:
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on: a table may grow, and matchers that are not run change."""
-    kept = {k: v for k, v in config.items() if k not in ("compare", "log")}
+    kept = {k: v for k, v in config.items() if k not in ("compare", "curve", "log")}
     matcher = config.get("matcher")
     if config.get("experiment") == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")
@@ -193,6 +193,17 @@ def manifest(data_hash: str, phases: dict[str, float]) -> dict[str, Any]:
         "data_hash": data_hash,
         "wall_seconds": {name: round(s, 3) for name, s in phases.items()},
         "peak_memory_bytes": peak_memory(),
+    }
+
+
+def provenance() -> dict[str, str]:
+    """Short commit, date and device, to stand beside a single number."""
+    number, dirty, _ = (git_commit() or "unknown").partition("+")
+    devices = ", ".join(f"{d.platform}: {d.device_kind}" for d in jax.devices())
+    return {
+        "commit": number[:7] + ("+dirty" if dirty else ""),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{os.cpu_count()} cores, {devices}",
     }
 
 

@@ -28,12 +28,8 @@ from dasm_jax.experiments.common import (
     recorded,
     written,
 )
-from dasm_jax.experiments.compare_table import (
-    Cell,
-    check_document,
-    render,
-    renew_section,
-)
+from dasm_jax.experiments.compare_table import Cell, render
+from dasm_jax.experiments.document import check_document, renew_section
 from dasm_jax.files import read_json, write_atomically, write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
@@ -109,7 +105,7 @@ def run(settings: Settings, workdir: Path) -> str:
         check_fit(of_cell, dataset)
     document = Path(settings.compare.document).expanduser()
     if settings.compare.document:
-        check_document(document)
+        check_document(document, "config.compare.document")
     claim_workdir(workdir, settings)
     log = RunLog(workdir, len(cells))
     results: dict[Cell, dict[str, Any]] = {}

@@ -1,14 +1,10 @@
 """How a comparison of matchers is printed."""
 
 import statistics
-import tempfile
 import textwrap
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import percent
-from dasm_jax.files import write_atomically
 from dasm_jax.schema import Settings
 
 
@@ -140,45 +136,3 @@ def _bytes_note(row: str, ipc: int, result: dict[str, Any]) -> str:
         f"same images with hard labels {percent(result['hard_mean'], None)}."
     )
     return textwrap.fill(note, 80, subsequent_indent="  ")
-
-
-def renew_section(document: Path, name: str, text: str) -> None:
-    """Replace what stands between the markers of a section, or append it.
-
-    Raises:
-      UserError: the document cannot be read or written.
-    """
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    old = _read(document)
-    if begin in old and end in old:
-        head, _, rest = old.partition(begin)
-        _, _, tail = rest.partition(end)
-    else:
-        head, tail = old + "\n" * bool(old), ""
-    new = f"{head}{begin}{text}{end}{tail}"
-    write_atomically(document, lambda file: file.write(new.encode()))
-
-
-def check_document(document: Path) -> None:
-    """See that a section could be renewed, before hours are spent on it.
-
-    Raises:
-      UserError: the document cannot be read, or its folder not be written.
-    """
-    _read(document)
-    try:
-        tempfile.TemporaryFile(dir=document.parent).close()
-    except OSError as error:
-        raise UserError(
-            f"config.compare.document: cannot write {document}: {error.strerror}"
-        ) from None
-
-
-def _read(document: Path) -> str:
-    try:
-        # Bytes, so that line breaks stay as they are.
-        return document.read_bytes().decode() if document.exists() else ""
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"config.compare.document: cannot read {document}: {error}"
-        ) from None

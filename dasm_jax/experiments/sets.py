@@ -1,0 +1,156 @@
+"""The sets that experiments hold side by side, made by the name of their method."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dasm_jax import coreset, export
+from dasm_jax.dasm import run_dasm, synthetic_set
+from dasm_jax.errors import UserError
+from dasm_jax.parameterization import Parameterization, make_parameterization
+from dasm_jax.problem import Problem, make_problem
+from dasm_jax.schedule import segment_sizes
+from dasm_jax.schema import Settings
+from dasm_jax.settings import changed
+from dasm_jax.types import Dataset
+
+# What a distilled set changes in the settings. Anything else is selected.
+DISTILLED = {
+    # The paper's failing baseline: filter the easy images first, then distil.
+    "static_filter": {"dasm.segments": 1, "dasm.pool": "static_filter"},
+    "idc": {"matcher.name": "idc", "dasm.segments": 1},
+    "dasm": {},
+}
+LABELS = {
+    "random": "Random",
+    "herding": "Herding",
+    "k_center": "k-center",
+    "k_means": "k-means",
+    "forgetting": "Forgetting",
+    "el2n": "EL2N",
+    "grand": "GraNd",
+    "static_filter": "static filter",
+    "idc": "IDC",
+    "dasm": "DASM",
+}
+
+
+class Part(NamedTuple):
+    """A segment of a set, or the whole of one that has none."""
+
+    pixels: np.ndarray  # f32[C, n, H, W, ch], stored
+    flops: float  # counted, of matching
+    seconds: float  # of making it, scoring included, compiling left out
+
+
+class Run(NamedTuple):
+    """One synthesis, and the set sizes that its prefixes give."""
+
+    ipc: int
+    prefixes: tuple[int, ...]
+
+
+def runs_for(method: str, ipcs: tuple[int, ...], segments: int) -> list[Run]:
+    """The runs that give sets of all ``ipcs``.
+
+    DASM needs one for all sizes at which a segment of the largest set ends; where the
+    set is smaller than a segment, or ends inside one, it is made on its own.
+    """
+    if method != "dasm":
+        return [Run(ipc, (ipc,)) for ipc in sorted(ipcs)]
+    largest = max(ipcs)
+    ends = np.cumsum(segment_sizes(largest, min(segments, largest))).tolist()
+    shared = tuple(sorted(ipc for ipc in ipcs if ipc in ends))
+    own = [Run(ipc, (ipc,)) for ipc in sorted(ipcs) if ipc not in ends]
+    return [*own, Run(largest, shared)]
+
+
+def settings_for(settings: Settings, method: str, ipc: int, seed: int) -> Settings:
+    """Settings of the run that makes a set; evaluation differs in the seed only.
+
+    Raises:
+      UserError: they do not hold together.
+    """
+    changes = {
+        "experiment": "distill",
+        "ipc": ipc,
+        "seed": seed,
+        "evaluate.seed": seed,
+        "dasm.segments": min(settings.dasm.segments, ipc),
+        **DISTILLED.get(method, {}),
+    }
+    return changed(settings, changes)
+
+
+def distil(settings: Settings, dataset: Dataset, folder: Path) -> list[Part]:
+    """Run the matcher of ``settings``; experts, where it needs some, go to ``folder``.
+
+    Raises:
+      NonFiniteError: it diverged.
+    """
+    results = run_dasm(make_problem(settings, dataset), experts_folder=folder)
+    return [
+        Part(
+            result.pixels,
+            result.plan.flops,
+            result.seconds.matching + result.seconds.scoring + result.seconds.experts,
+        )
+        for result in results
+    ]
+
+
+def make_selection(problem: Problem):
+    """``select(method, ipc) -> [Part]`` of real images; networks are trained once."""
+    select = coreset.make_selector(problem, jax.random.key(problem.settings.seed))
+
+    def selected(method: str, ipc: int) -> list[Part]:
+        began = time.perf_counter()
+        index = select(method, ipc)
+        pixels = problem.dataset.train.images[index] / np.float32(255)
+        return [Part(pixels, 0.0, time.perf_counter() - began)]
+
+    return selected
+
+
+def formation_for(problem: Problem, method: str) -> Parameterization:
+    """How the stored images of a method are decoded; real ones are what they are."""
+    if method in DISTILLED:
+        return problem.parameterization
+    return make_parameterization("single", 1, problem.dataset.image_shape[:2])
+
+
+def save(path: Path, problem: Problem, method: str, parts: list[Part]) -> None:
+    """Write ``parts`` as a synthetic set.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    export.save_synthetic(
+        path,
+        synthetic_set([part.pixels for part in parts]),
+        parameterization=formation_for(problem, method),
+        statistics=problem.statistics,
+        class_names=problem.dataset.class_names,
+    )
+
+
+def load_decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images f32[M, H, W, C] and labels i32[M] of a set that ``save`` wrote.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["images"], archive["labels"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{path} cannot be read; remove it to make it again") from None
+
+
+def prefix(parts: list[Part], ipc: int) -> list[Part]:
+    """The segments that together hold ``ipc`` stored images per class."""
+    ends = np.cumsum([part.pixels.shape[1] for part in parts]).tolist()
+    return parts[: ends.index(ipc) + 1]
