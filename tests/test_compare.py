@@ -15,7 +15,8 @@ from dasm_jax.experiments import common, compare
 from dasm_jax.experiments.compare import cell_settings, cells_of, run_cell
 from dasm_jax.settings import changed, from_config
 from tests.small import small_config, small_dataset
-from tests.test_compare_table import rows_of, section
+from tests.test_compare_table import rows_of
+from tests.test_document import section
 
 MATCHERS = ("idc", "dc", "dsa", "dm", "cafe", "mtt")
 

@@ -1,0 +1,278 @@
+"""Accuracy over images per class, cell by cell; and the table of coresets."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dasm_jax import run
+from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.experiments import common, curve, curve_table, sets
+from dasm_jax.experiments.curve import Cell, cells_of
+from dasm_jax.experiments.curve_table import entries_of, render_markdown, render_text
+from dasm_jax.settings import from_config
+from tests.small import small_config, small_dataset
+
+
+@pytest.fixture(autouse=True)
+def _small_data(monkeypatch):
+    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
+
+
+METHODS = ("random", "k_center", "idc", "dasm")
+
+
+def settings_with(**changes):
+    given = {
+        "experiment": "curve",
+        "curve__methods": METHODS,
+        "curve__ipcs": (4, 2),
+        **changes,
+    }
+    return from_config(small_config(**given))
+
+
+def start(workdir, **changes):
+    return run.run(settings_with(**changes), str(workdir))
+
+
+def test_cells_and_their_files():
+    s = settings_with(curve__ipcs=(4, 1, 2), curve__seeds=(3, 1))
+    cells = cells_of(s)
+    assert [c.name for c in cells if c.seed == 3] == [
+        *(f"{m}_ipc{n}_seed3" for m in METHODS[:3] for n in (1, 2, 4)),
+        "dasm_ipc1_seed3",
+        "dasm_ipc2of4_seed3",
+        "dasm_ipc4_seed3",
+        "full_seed3",
+    ]
+    assert [c.seed for c in cells] == [3] * 13 + [1] * 13
+    assert len({c.name for c in cells}) == 26
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
+        workdir = tmp_path_factory.mktemp("curve")
+        return workdir, start(workdir, curve__seeds=(0, 1))
+
+
+def test_every_cell_is_made_and_shown(finished):
+    workdir, text = finished
+    assert all(len(line) <= 80 for line in text.splitlines() if "/" not in line)
+    rows = list(csv.DictReader((workdir / "cells.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 9
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["failures"] == []
+    for row in summary["table"]:
+        of_row = [
+            float(cell["mean"])
+            for cell in rows
+            if sets.LABELS.get(cell["method"], "Full") == row["set"]
+            and int(cell["ipc"]) == row["ipc"]
+        ]
+        assert row["seeds"] == pytest.approx(of_row)
+        assert row["mean"] == pytest.approx(np.mean(of_row))
+        assert row["std"] == pytest.approx(np.std(of_row, ddof=1))
+        assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" in text
+        assert f"{100 * row['mean']:.1f} ±" in (workdir / "table.md").read_text()
+    with Image.open(workdir / "curve.png") as image:
+        assert image.size[0] > 600
+
+
+def test_a_prefix_is_the_beginning_of_the_run(finished):
+    workdir, _ = finished
+    with (
+        np.load(workdir / "sets" / "dasm_ipc2of4_seed0.npz") as small,
+        np.load(workdir / "sets" / "dasm_ipc4_seed0.npz") as large,
+    ):
+        count = len(small["images"])
+        np.testing.assert_array_equal(small["images"], large["images"][:count])
+        assert set(small["segments"]) == {1}
+        assert set(large["segments"]) == {1, 2}
+
+
+def test_the_prefix_costs_what_its_segments_cost(finished):
+    workdir, _ = finished
+    whole, part = (
+        json.loads((workdir / "cells" / f"dasm_ipc{n}_seed0.json").read_text())
+        for n in ("4", "2of4")
+    )
+    assert part["matching_flops"] == pytest.approx(whole["matching_flops"] / 2)
+    assert 0 < part["seconds_making"] < whole["seconds_making"]
+
+
+def test_it_goes_on_where_it_stopped(finished, monkeypatch):
+    workdir, text = finished
+    gone = workdir / "cells" / "k_center_ipc2_seed0.json"
+    content = json.loads(gone.read_text())
+    gone.unlink()
+    made = []
+    monkeypatch.setattr(curve._Bench, "_make", lambda self, cell: made.append(cell))
+    again = start(workdir, curve__seeds=(0, 1))
+    assert again == text
+    assert made == []  # the set is there: it is only evaluated
+    renewed = json.loads(gone.read_text())
+    assert renewed["networks"] == content["networks"]
+
+
+def test_a_set_without_its_facts_is_made_again(finished):
+    workdir, text = finished
+    for folder in ("cells", "sets"):
+        (workdir / folder / "dasm_ipc2of4_seed1.json").unlink()
+    before = (workdir / "sets" / "dasm_ipc4_seed1.npz").read_bytes()
+    assert start(workdir, curve__seeds=(0, 1)) == text
+    assert (workdir / "sets" / "dasm_ipc4_seed1.npz").read_bytes() == before
+
+
+def test_more_sizes_are_added(finished, monkeypatch):
+    workdir, _ = finished
+    made = []
+    real = curve._Bench._make
+
+    def spy(self, cell):
+        made.append(cell.name)
+        real(self, cell)
+
+    monkeypatch.setattr(curve._Bench, "_make", spy)
+    start(workdir, curve__ipcs=(2, 4, 6), curve__methods=("random", "dasm"))
+    # DASM of 6 has other prefixes than DASM of 4: 2 ends inside the first segment.
+    # The whole set of 4 is there from before.
+    assert made == ["random_ipc6_seed0", "dasm_ipc2_seed0", "dasm_ipc6_seed0"]
+
+
+def test_another_config_is_refused(finished):
+    workdir, _ = finished
+    with pytest.raises(UserError, match=r"differs in .*evaluate\.steps"):
+        start(workdir, evaluate__steps=7)
+
+
+def test_a_failed_cell_is_said_and_tried_again(tmp_path, monkeypatch):
+    def fail(*args):
+        raise NonFiniteError("a pixel is not finite", None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sets, "distil", fail)
+        text = start(tmp_path, curve__methods=("random", "idc"), curve__ipcs=(2,))
+    assert "idc_ipc2_seed0: a pixel is not finite" in text
+    assert "failed" in next(x for x in text.splitlines() if x.startswith("IDC"))
+    text = start(tmp_path, curve__methods=("random", "idc"), curve__ipcs=(2,))
+    assert "a pixel" not in text
+    assert "failed" not in next(x for x in text.splitlines() if x.startswith("IDC"))
+
+
+def test_what_is_wrong_is_said_before_the_first_cell(tmp_path):
+    with pytest.raises(UserError, match=r"config\.ipc=41 is larger than the smallest"):
+        start(tmp_path, curve__ipcs=(2, 41))
+    assert not (tmp_path / "config.json").exists()
+    with pytest.raises(UserError, match=r"config\.curve\.document: cannot write"):
+        start(tmp_path, curve__document=str(tmp_path / "nowhere" / "x.md"))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_document_gets_table_and_figure(tmp_path):
+    document = tmp_path / "results.md"
+    document.write_text("# Results\n")
+    given = {"curve__methods": ("random",), "curve__ipcs": (2,)}
+    start(tmp_path / "run", curve__document=str(document), **given)
+    text = document.read_text()
+    assert text.startswith("# Results\n\n<!-- curve: digits -->\n![digits")
+    assert "](curve_digits.png)" in text
+    assert (tmp_path / "curve_digits.png").read_bytes()[:4] == b"\x89PNG"
+
+
+# --- the printed table ----------------------------------------------------------------
+
+
+def cell(method, ipc, mean, seed=0):
+    return {
+        **Cell(method, ipc, seed, ipc)._asdict(),
+        "mean": mean,
+        "std": 0.01,
+        "matching_flops": 2e9 if method in sets.DISTILLED else 0.0,
+        "seconds_making": 3.0,
+        "commit": "abc1234",
+        "date": "2026-01-02",
+        "device": "2 cores, cpu: cpu",
+    }
+
+
+def test_entries_are_over_seeds():
+    results = [cell("idc", 2, 0.5), cell("idc", 2, 0.7, 1), cell("idc", 4, 0.9)]
+    results.append({**Cell("dasm", 2, 0, 2)._asdict(), "failure": "it failed"})
+    two, four = entries_of(results)
+    assert (two.method, two.ipc, two.means) == ("idc", 2, (0.5, 0.7))
+    assert two.mean == pytest.approx(0.6)
+    assert two.std == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert four.std == 0.01  # one seed: over networks
+
+
+def test_a_seed_that_failed_is_counted():
+    s = settings_with(curve__seeds=(0, 1), curve__methods=("idc",), curve__ipcs=(2,))
+    text = render_text(s, entries_of([cell("idc", 2, 0.5)]), ["idc_ipc2_seed1: gone"])
+    assert "50.0 ± 1.0 (1 seeds)" in text
+    assert text.endswith("idc_ipc2_seed1: gone")
+
+
+def test_the_markdown_table():
+    s = settings_with(curve__methods=("random", "dasm"))
+    results = [
+        cell("random", 2, 0.5),
+        cell("random", 4, 0.625),
+        cell("dasm", 2, 0.75),
+        cell("dasm", 4, 0.875),
+        cell(curve_table.FULL, 0, 0.95),
+    ]
+    text = render_markdown(s, entries_of(results), results, ["x: failed"])
+    assert "| method | IPC 2 | IPC 4 |\n|---|---|---|\n" in text
+    assert "| Random | 50.0 ± 1.0 | 62.5 ± 1.0 |" in text
+    assert "| DASM | 75.0 ± 1.0 | 87.5 ± 1.0 |" in text
+    assert "| Full | 95.0 ± 1.0 |" in text
+    flat = " ".join(text.split())
+    assert "2026-01-02, 2 cores, cpu: cpu, commit abc1234." in flat
+    assert "DASM 3 s (2e+09 matching FLOPs)" in flat
+    assert text.endswith("- x: failed\n")
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+# --- experiment=coreset ---------------------------------------------------------------
+
+
+def test_coresets_are_kept_and_evaluated(tmp_path):
+    methods = ("random", "forgetting", "static_filter")
+    given = {"experiment": "coreset", "coreset__methods": methods}
+    text = start(tmp_path, **given)
+    table = json.loads((tmp_path / "summary.json").read_text())["table"]
+    assert [(row["set"], row["ipc"]) for row in table] == [
+        ("Random", 4),
+        ("Forgetting", 4),
+        ("static filter", 4),
+        ("Full", 40),
+    ]
+    for row in table:
+        accuracy = f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}"
+        assert any(
+            line.startswith(row["set"]) and accuracy in line
+            for line in text.splitlines()
+        )
+    for method in methods:
+        images, labels = sets.load_decoded(tmp_path / "sets" / f"{method}.npz")
+        assert np.bincount(labels).tolist() == [4, 4]
+    real = {image.tobytes() for image in small_dataset(2).train.images}
+    images, _ = sets.load_decoded(tmp_path / "sets" / "forgetting.npz")
+    assert all(np.rint(x * 255).astype(np.uint8).tobytes() in real for x in images)
+    images, _ = sets.load_decoded(tmp_path / "sets" / "static_filter.npz")
+    assert not all(np.rint(x * 255).astype(np.uint8).tobytes() in real for x in images)
+    assert "finished before" in start(tmp_path, **given)
+
+
+def test_the_curve_and_the_coresets_agree(finished, tmp_path):
+    workdir, _ = finished
+    given = {"experiment": "coreset", "coreset__methods": ("k_center",)}
+    start(tmp_path, **given)
+    row = json.loads((tmp_path / "summary.json").read_text())["table"][0]
+    of_curve = json.loads((workdir / "cells" / "k_center_ipc4_seed0.json").read_text())
+    assert row["networks"] == of_curve["networks"]

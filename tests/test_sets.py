@@ -1,0 +1,146 @@
+"""Sets by the name of their method: which runs make them, and what they hold."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from dasm_jax import coreset, dasm, evaluate
+from dasm_jax.errors import UserError
+from dasm_jax.experiments import sets
+from dasm_jax.experiments.sets import Part, Run, runs_for
+from dasm_jax.problem import make_problem
+from dasm_jax.schema import SELECTIONS
+from dasm_jax.settings import from_config
+from tests.small import small_config, small_dataset
+
+
+def settings_with(**changes):
+    return from_config(small_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("method", "ipcs", "segments", "expected"),
+    [
+        ("herding", (10, 1), 5, [Run(1, (1,)), Run(10, (10,))]),
+        ("idc", (4, 2), 2, [Run(2, (2,)), Run(4, (4,))]),
+        ("dasm", (4, 2), 2, [Run(4, (2, 4))]),
+        # IPC 1 ends inside the first segment, and 20 inside the second.
+        ("dasm", (50, 1, 20, 10), 5, [Run(1, (1,)), Run(50, (10, 20, 50))]),
+        ("dasm", (50, 20), 2, [Run(20, (20,)), Run(50, (50,))]),
+        # The first segment takes the remainder: 3 + 2.
+        ("dasm", (5, 3, 2), 2, [Run(2, (2,)), Run(5, (3, 5))]),
+        ("dasm", (1,), 5, [Run(1, (1,))]),
+    ],
+)
+def test_one_run_of_dasm_gives_all_prefixes(method, ipcs, segments, expected):
+    assert runs_for(method, ipcs, segments) == expected
+
+
+def test_settings_of_a_run():
+    s = settings_with(dasm__segments=3, ipc=6)
+    own = sets.settings_for(s, "dasm", 8, 7)
+    assert (own.ipc, own.seed, own.evaluate.seed, own.dasm.segments) == (8, 7, 7, 3)
+    assert own.experiment == "distill"
+    assert sets.settings_for(s, "dasm", 2, 0).dasm.segments == 2
+    idc = sets.settings_for(s, "idc", 8, 0)
+    assert (idc.dasm.segments, idc.dasm.pool, idc.matcher.name) == (1, "window", "idc")
+    static = sets.settings_for(s, "static_filter", 8, 0)
+    assert (static.dasm.segments, static.dasm.pool) == (1, "static_filter")
+    for one in (own, idc, static):
+        assert one.evaluate.recipe == s.evaluate.recipe
+        assert one.matcher.active == s.matcher.active
+
+
+def test_every_name_has_a_label():
+    assert set(sets.LABELS) == {*SELECTIONS, "idc", "dasm"}
+    assert len(set(sets.LABELS.values())) == len(sets.LABELS)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem(settings_with(), small_dataset(2))
+
+
+def test_selected_parts_are_real_images(problem):
+    select = coreset.make_selector(problem, jax.random.key(0))
+    for method in ("random", "herding"):
+        (part,) = sets.make_selection(problem)(method, 3)
+        assert part.pixels.shape == (2, 3, 8, 8, 1)
+        assert part.flops == 0.0
+        expected = problem.dataset.train.images[select(method, 3)]
+        np.testing.assert_array_equal(np.rint(part.pixels * 255), expected)
+
+
+def test_random_is_the_random_of_other_experiments(problem):
+    (part,) = sets.make_selection(problem)("random", 3)
+    data, table = evaluate.random_set(problem, 3, 6)
+    assert table.counts.tolist() == [6]
+    np.testing.assert_array_equal(part.pixels.reshape(6, 8, 8, 1), data.images)
+
+
+def test_distilled_parts_are_segments(tmp_path):
+    s = sets.settings_for(settings_with(), "dasm", 4, 0)
+    parts = sets.distil(s, small_dataset(2), tmp_path)
+    results = dasm.run_dasm(make_problem(s, small_dataset(2)))
+    assert [part.flops for part in parts] == [r.plan.flops for r in results]
+    for part, result in zip(parts, results, strict=True):
+        np.testing.assert_array_equal(part.pixels, result.pixels)
+        assert part.seconds >= result.seconds.scoring
+
+
+def test_static_filter_leaves_out_what_is_easy_for_the_real_data():
+    s = sets.settings_for(
+        settings_with(dasm__rho=0.5, dasm__high=0.95), "static_filter", 4, 0
+    )
+    (result,) = dasm.run_dasm(make_problem(s, small_dataset(2)))
+    assert result.pool.difficulty is not None
+    for indices, members in zip([range(40), range(40, 80)], result.pool.members):
+        scores = result.pool.difficulty.scores
+        left_out = [i for i in indices if i not in members]
+        assert len(left_out) in (19, 20)
+        assert max(scores[left_out]) <= min(scores[members])
+
+
+def parts_of(*sizes):
+    return [
+        Part(np.full((2, n, 8, 8, 1), 0.1 * n, np.float32), float(n), 1.0)
+        for n in sizes
+    ]
+
+
+def test_prefix():
+    parts = parts_of(3, 2, 2)
+    assert sets.prefix(parts, 3) == parts[:1]
+    assert sets.prefix(parts, 7) == parts
+    with pytest.raises(ValueError, match="4"):
+        sets.prefix(parts, 4)
+
+
+@pytest.mark.parametrize(("method", "decoded"), [("idc", 16), ("herding", 4)])
+def test_a_set_is_kept_as_it_is_trained_on(tmp_path, method, decoded):
+    problem = make_problem(settings_with(synthetic__factor=2), small_dataset(2))
+    images = small_dataset(2).train.images[:4].reshape(2, 2, 8, 8, 1)
+    parts = [Part(images / np.float32(255), 0.0, 0.0)]
+    path = tmp_path / "set.npz"
+    sets.save(path, problem, method, parts)
+    images, labels = sets.load_decoded(path)
+    assert len(images) == decoded
+    assert labels.tolist() == [0] * (decoded // 2) + [1] * (decoded // 2)
+    if method == "herding":
+        np.testing.assert_array_equal(images, parts[0].pixels.reshape(4, 8, 8, 1))
+
+
+def test_a_damaged_set_is_one_line(tmp_path):
+    path = tmp_path / "set.npz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"set\.npz cannot be read; remove it"):
+        sets.load_decoded(path)
+
+
+def test_runs_cover_every_size_once():
+    for segments, ipcs in itertools.product((1, 2, 3, 5), [(1, 2, 5, 9), (7,), (2, 8)]):
+        for method in ("dasm", "idc"):
+            made = [run.prefixes for run in runs_for(method, ipcs, segments)]
+            assert sorted(itertools.chain(*made)) == sorted(ipcs)
