@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from dasm_jax import matching, nets
+from dasm_jax.errors import UserError
+from dasm_jax.experiments import recover
 from dasm_jax.matching import make_gradient_matcher
 from dasm_jax.nets import NETS, Architecture, make_network, parse_architecture
 from dasm_jax.nets.layers import average_pool, max_pool
 from dasm_jax.types import Batch
+from tests.small import small_problem
 
 # Small enough to be compiled and run by the dozen.
 SMALL = {
@@ -444,3 +447,18 @@ def test_not_parsed(text, message):
     with pytest.raises(ValueError, match=f"^{message}") as caught:
         parse_architecture(text)
     assert "\n" not in str(caught.value)
+
+
+# --- in a run -------------------------------------------------------------------------
+
+
+def test_images_too_small_for_the_network_of_a_run():
+    message = r"^config\.network\.name='lenet' needs images of at least 14 px, not 8x8$"
+    with pytest.raises(UserError, match=message):
+        small_problem(network__name="lenet", network__width=0)
+
+
+def test_recovery_needs_batch_norms():
+    problem = small_problem(network__name="mlp", matcher__name="dm")
+    with pytest.raises(UserError, match=r"^config\.network\.norm='batch' .* mlp"):
+        recover._teach(problem)
