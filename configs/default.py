@@ -25,16 +25,22 @@ def get_config() -> ConfigDict:
     data.train_split = "train"
     data.test_split = "test"
     data.test_share = 0.2  # of a folder that has no test/ of its own
+    data.size = 0  # px: shorter side resized, then centre crop; 0: images as they are
     data.downsample = 1  # average blocks of n×n pixels on loading
     data.zca = False  # networks see whitened images (trajectory matching on CIFAR)
     data.mean = ()  # per channel, images in [0, 1]; empty: computed on the train split
     data.std = ()
 
     config.network = network = ConfigDict()
+    # convnet, lenet, mlp, alexnet, vgg11, resnet10, resnet18, resnet_ap10, densenet or
+    # vit
     network.name = "convnet"
-    network.width = 128  # channels
-    network.depth = 3  # convolution blocks, each halves the image
-    network.norm = "instance"  # instance, batch, group, layer or none
+    # Channels of the first layer (mlp: hidden ones, densenet: growth, vit: per token);
+    # 0: as published, 128 of convnet, mlp and alexnet, 64 of vgg11 and resnets, 12, 192
+    network.width = 0
+    network.depth = 3  # of convnet: convolution blocks, each halves the image
+    # instance, batch, group, layer or none; of convnet, vgg11, resnets and densenet
+    network.norm = "instance"
     network.activation = "relu"  # of convnet: relu, leaky or sigmoid
     network.pooling = "average"  # of convnet: average, max or none
 
@@ -76,7 +82,10 @@ def get_config() -> ConfigDict:
     evaluate.at_once = 0  # networks per launch; 0: one on CPU, else all that fit
     # experiment=evaluate: files or folders with commas between; name/norm/width
     evaluate.synthetic = ""
-    evaluate.architectures = ()  # such as "resnet18/batch"; empty: config.network
+    # Such as "convnet", "resnet18/batch", "vgg11/16"; empty: config.network. One of the
+    # same name as config.network inherits from it, others are as published (norm:
+    # instance, batch of densenet).
+    evaluate.architectures = ()
     evaluate.augmentations = ("recipe",)  # recipe, none, dsa (no CutMix), dsa_cutmix
     evaluate.epochs = 0  # over the decoded set, instead of steps; 0: steps
     evaluate.same_compute = False  # epochs divided by f²

@@ -33,11 +33,11 @@ def one_of(known: Iterable[str]) -> Check:
     return check
 
 
-def each(check: Check) -> Check:
-    """At least one value, no two alike, and every one passes ``check``."""
+def each(check: Check, *, or_none: bool = False) -> Check:
+    """Values, no two alike, that pass ``check``; at least one unless ``or_none``."""
 
     def check_all(name: str, values: Any) -> None:
-        if not values:
+        if not values and not or_none:
             raise UserError(f"config.{name} must not be empty")
         if len(set(values)) < len(values):
             raise UserError(f"config.{name} must not hold a value twice, got {values}")

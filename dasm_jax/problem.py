@@ -57,13 +57,7 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
     """
     shape, n_classes = dataset.image_shape, dataset.n_classes
     try:
-        network = nets.NETS[settings.network.name](
-            shape,
-            n_classes,
-            width=settings.network.width,
-            depth=settings.network.depth,
-            norm=settings.network.norm,
-        )
+        network = nets.make_network(settings.network.architecture, shape, n_classes)
     except ValueError as error:
         raise UserError(f"config.{error}") from None
     around = Surroundings(

@@ -25,6 +25,7 @@ from dasm_jax.checks import (
     Strategy,
     each,
     one_of,
+    parsed_by,
     within,
 )
 
@@ -57,6 +58,7 @@ class DataSettings:
     train_split: str
     test_split: str
     test_share: Share
+    size: Annotated[int, within(0, 1024)]
     downsample: Count
     zca: bool
     mean: tuple[float, ...]
@@ -68,11 +70,16 @@ class NetworkSettings:
     """The network that gradients are taken of, and that sets are evaluated on."""
 
     name: Annotated[str, one_of(nets.NETS)]
-    width: Annotated[int, within(1, 4096)]
+    width: Annotated[int, within(0, 4096)]
     depth: Count
     norm: Annotated[str, one_of(nets.NORMS)]
-    activation: str
-    pooling: str
+    activation: Annotated[str, one_of(nets.ACTIVATIONS)]
+    pooling: Annotated[str, one_of(nets.POOLINGS)]
+
+    @property
+    def architecture(self) -> nets.Architecture:
+        """For ``nets.make_network``."""
+        return nets.Architecture(**dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +243,9 @@ class EvaluateSettings:
     baselines: bool
     at_once: Annotated[int, within(0)]
     synthetic: str
-    architectures: tuple[str, ...]
+    architectures: Annotated[
+        tuple[str, ...], each(parsed_by(nets.parse_architecture), or_none=True)
+    ]
     augmentations: Annotated[tuple[str, ...], each(one_of(AUGMENTATIONS))]
     epochs: Annotated[int, within(0)]
     same_compute: bool

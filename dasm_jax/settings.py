@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
+from dasm_jax import nets
 from dasm_jax.checks import unknown_name
 from dasm_jax.errors import UserError
-from dasm_jax.schema import Settings, TrajectoryMatchingSettings
+from dasm_jax.schema import GradientSettings, Settings, TrajectoryMatchingSettings
 
 SMALLEST_TILE = 4
 LARGEST_WHITENED = 8192  # a square matrix of so many rows is taken apart
@@ -24,7 +25,7 @@ def from_config(config: ConfigDict) -> Settings:
     Raises:
       UserError: an unknown or missing key, a value of the wrong type or out of range.
     """
-    settings = _build(Settings, config, "")
+    settings = _with_width(_build(Settings, config, ""))
     _check_together(settings)
     return settings
 
@@ -37,8 +38,15 @@ def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
     """
     for path, value in changes.items():
         settings = _replace(settings, path.split("."), value)
+    settings = _with_width(settings)
     _check_together(settings)
     return settings
+
+
+def _with_width(settings: Settings) -> Settings:
+    """Every result names the width there was, not that it was the published one."""
+    width = settings.network.width or nets.published_width(settings.network.name)
+    return _replace(settings, ["network", "width"], width)
 
 
 def _replace(group: Any, path: list[str], value: Any) -> Any:
@@ -148,6 +156,15 @@ def _check_matcher(s: Settings) -> None:
             "config.network.norm='batch' cannot be matched on: batches of one class "
             "would be normalised by that class's own statistics, and running "
             "statistics are not part of a gradient; use 'instance'"
+        )
+    if (
+        isinstance(m, GradientSettings)
+        and m.layers == "conv"
+        and s.network.name == "mlp"
+    ):
+        raise UserError(
+            f"{name}.layers='conv' matches nothing: config.network.name='mlp' has no "
+            "convolution; use 'kernels' or 'all'"
         )
     if m.image.class_turns and m.image.rule == "inputs":
         raise UserError(

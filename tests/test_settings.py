@@ -289,6 +289,8 @@ MOMENTA = (
 )
 # Every other whole number counts something, so there must be one.
 FROM_ZERO = (
+    "data__size",
+    "network__width",
     "synthetic__factor",
     "seed",
     "evaluate__seed",
@@ -314,6 +316,7 @@ def outside(name):
         values.append(1.0)
     more = {"seed": 2**31, "evaluate__seed": 2**31, "network__width": 4097}
     more["recover__temperature"] = 0.009
+    more["data__size"] = 1025
     return [*values, *([more[name]] if name in more else [])]
 
 
@@ -342,12 +345,14 @@ def test_no_share_or_momentum_is_forgotten():
         (set(FLOATS) - {*SHARES, *MOMENTA}, 1e30),
         (("seed", "evaluate__seed"), 2**31 - 1),
         (("network__width",), 4096),
+        (("data__size",), 1024),
         (("recover__temperature",), 0.01),
     ],
 )
 def test_borders_are_allowed(names, value):
     for name in names:
-        assert dict(leaves(settings_with(**{name: value})))[name] == value
+        if (name, value) != ("network__width", 0):  # stands for the published one
+            assert dict(leaves(settings_with(**{name: value})))[name] == value
 
 
 def test_smallest_and_largest_together():
@@ -410,6 +415,49 @@ def test_batch_norm_is_matched_by_nobody(name):
         "use 'instance'",
         network__norm="batch",
         matcher__name=name,
+    )
+
+
+def test_width_is_the_published_one_unless_set():
+    for name, width in nets.PUBLISHED_WIDTHS.items():
+        s = settings_with(network__name=name, matcher__name="dm")
+        assert s.network.width == s.network.architecture.width == width
+    assert settings_with(network__name="lenet").network.width == 0
+    s = settings_with(network__name="resnet10", network__width=16)
+    assert s.network.architecture == nets.Architecture("resnet10", 16)
+    s = settings.changed(s, {"network.name": "vgg11", "network.width": 0})
+    assert s.network.width == 64
+
+
+def test_gradients_of_convolutions_need_some():
+    message = "config.matcher.idc.layers='conv' matches nothing"
+    refuses(message, "'mlp' has no convolution", network__name="mlp")
+    settings_with(network__name="mlp", matcher__idc__layers="kernels")
+    settings_with(network__name="mlp", matcher__name="dm")
+
+
+def test_batch_norm_may_be_evaluated_on():
+    names = ("convnet/batch", "resnet18/batch", "densenet", "vgg11/instance/16")
+    s = settings_with(evaluate__architectures=names)
+    assert s.evaluate.architectures == names
+    assert settings_with(evaluate__architectures=()).evaluate.architectures == ()
+
+
+@pytest.mark.parametrize(
+    ("architectures", "parts"),
+    [
+        (("resnet19",), ("unknown network 'resnet19'", *sorted(nets.NETS))),
+        (("",), ("unknown network ''",)),
+        (("vgg11", "resnet18/bach"), ("unknown norm 'bach'", *nets.NORMS)),
+        (("mlp/batch",), ("mlp has no norm to choose",)),
+        (("lenet/32",), ("lenet comes in one size",)),
+        (("vgg11", "vgg11"), ("twice",)),
+        (("convnet/batch/3/4",), ("'name/norm/width'",)),
+    ],
+)
+def test_architectures_that_do_not_exist(architectures, parts):
+    refuses(
+        "config.evaluate.architectures", *parts, evaluate__architectures=architectures
     )
 
 
@@ -560,6 +608,8 @@ def accepted(name):
         ("data__source", data.SOURCES),
         ("network__name", nets.NETS),
         ("network__norm", nets.NORMS),
+        ("network__activation", nets.ACTIVATIONS),
+        ("network__pooling", nets.POOLINGS),
         ("synthetic__init", INITS),
         ("matcher__name", methods.METHODS),
         *((f"matcher__{name}__metric", matching.METRICS) for name in MATCHERS[:4]),

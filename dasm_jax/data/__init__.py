@@ -23,6 +23,7 @@ def load_dataset(
     train_split: str = "train",
     test_split: str = "test",
     test_share: float = 0.2,
+    size: int = 0,
     downsample: int = 1,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> types.Dataset:
@@ -41,6 +42,8 @@ def load_dataset(
         test_split: the TFDS split to test on.
         test_share: the share of each class of a folder without its own ``train`` and
             ``test`` folders that is kept for testing, between 0 and 1.
+        size: side in pixels to which images of any shape are brought: the shorter side
+            resized, the centre cut out; 0: images must have one shape. Not of digits.
         downsample: side of the pixel blocks that are averaged into one pixel.
         cache_dir: the folder of the decoded cache; by default the environment's
             ``DASM_CACHE_DIR``, else ``~/.cache/dasm_jax``.
@@ -51,6 +54,10 @@ def load_dataset(
     if source not in SOURCES:
         raise UserError(
             f"config.data.source is {source!r}; it must be one of {', '.join(SOURCES)}"
+        )
+    if size and source == "digits":
+        raise UserError(
+            f"config.data.size is {size}, but the digits are 8x8 images; set it to 0"
         )
     if downsample < 1:
         raise UserError(
@@ -63,6 +70,7 @@ def load_dataset(
             train_split=train_split,
             test_split=test_split,
             test_share=test_share,
+            size=size,
             cache_dir=cache_dir,
         )
     except OSError as error:  # a folder without permission, a disk that fails

@@ -28,6 +28,7 @@ def load(
     name: str,
     *,
     test_share: float = 0.2,
+    size: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     **_unused: object,
 ) -> types.Dataset:
@@ -42,6 +43,7 @@ def load(
         test_share: share of each class that is kept for testing where the root has no
             ``train`` and ``test``; rounded half to even, at least one image. Names
             alone decide which images those are.
+        size: side to which images are resized and cut (``images.fit``); 0: not at all.
         cache_dir: folder of the decoded cache.
 
     Returns:
@@ -64,9 +66,10 @@ def load(
                 f"config.data.name: there is no folder {root}; set it to a folder that"
                 " holds one folder of images per class"
             )
-        return _read(root.name, listing)
+        return _read(root.name, listing, size)
 
-    key = cache.Key("folder", str(root), (f"test_share={test_share}",))
+    choices = (f"test_share={test_share}", *([f"size={size}"] if size else []))
+    key = cache.Key("folder", str(root), choices)
     return cache.load_or_read(key, state, read, cache_dir)
 
 
@@ -169,10 +172,11 @@ def _fingerprint(root: Path, listing: Listing, test_share: float) -> str:
     return cache.fingerprint([facts, test_share])
 
 
-def _read(name: str, listing: Listing) -> types.Dataset:
+def _read(name: str, listing: Listing, size: int) -> types.Dataset:
     # One form for both splits: they must agree on the channels.
-    shape = images.common_form([file for file, _ in (*listing.train, *listing.test)])
-    _log.info("decoding %d images of %s", len(listing.train) + len(listing.test), name)
+    files = [file for file, _ in (*listing.train, *listing.test)]
+    shape = images.common_form(files, size)
+    _log.info("decoding %d images of %s", len(files), name)
     train, test = (
         types.ArrayDataset(
             images.decode([file for file, _ in split], shape),

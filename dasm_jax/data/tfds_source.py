@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dasm_jax import types
 from dasm_jax.data import cache, tfds_files, validate
+from dasm_jax.data.images import fit
 from dasm_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -21,6 +23,7 @@ def load(
     data_dir: str | None = None,
     train_split: str = "train",
     test_split: str = "test",
+    size: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     **_unused: object,
 ) -> types.Dataset:
@@ -32,6 +35,7 @@ def load(
             ``~/tensorflow_datasets``.
         train_split: a TFDS split, slices such as ``'train[:1000]'`` too.
         test_split: a TFDS split.
+        size: side to which images are resized and cut (``images.fit``); 0: not at all.
         cache_dir: folder of the decoded cache.
 
     Returns:
@@ -58,20 +62,21 @@ def load(
                 f" decoded cache; prepare it once with `{command}`, or set"
                 " TFDS_DATA_DIR (or config.data.data_dir) to the folder that has it"
             )
-        return _read(name, prepared, splits)
+        return _read(name, prepared, splits, size)
 
-    key = cache.Key("tfds", name, (train_split, test_split))
+    choices = (train_split, test_split, *([f"size={size}"] if size else []))
+    key = cache.Key("tfds", name, choices)
     return cache.load_or_read(key, state, read, cache_dir)
 
 
 def _read(
-    name: str, prepared: tfds_files.Prepared, splits: dict[str, str]
+    name: str, prepared: tfds_files.Prepared, splits: dict[str, str], size: int
 ) -> types.Dataset:
     sources = [_open(prepared, field, split) for field, split in splits.items()]
     info = sources[0].dataset_info
     image_key, label_key = _image_and_label_keys(name, info)
     train, test = (
-        _decode(source, split, image_key, label_key, prepared)
+        _decode(source, split, image_key, label_key, prepared, size)
         for source, split in zip(sources, splits.values())
     )
     return validate.make_dataset(name, train, test, info.features[label_key].names)
@@ -127,23 +132,35 @@ def _decode(
     image_key: str,
     label_key: str,
     prepared: tfds_files.Prepared,
+    size: int,
 ) -> types.ArrayDataset:
     _log.info("decoding %d images of %s %s", len(source), prepared.full_name, split)
     labels = np.empty(len(source), np.int32)
     images = np.empty((0,), np.uint8)
     for index, example in enumerate(_examples(source, split, prepared)):
-        image = example[image_key]
+        image = _fitted(example[image_key], size)
         if index == 0:
             images = np.empty((len(source), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             raise UserError(
                 f"config.data.name: {prepared.full_name} {split} has images of shapes"
                 f" {images.shape[1:]} (image 0) and {image.shape} (image {index});"
-                " choose a dataset whose images have one size"
+                " choose a dataset whose images have one size, or set config.data.size"
             )
         images[index] = image
         labels[index] = example[label_key]
     return types.ArrayDataset(images, labels)
+
+
+def _fitted(image: np.ndarray, size: int) -> np.ndarray:
+    """u8[h, w, c] → u8[size, size, c]; as it is where the size is 0."""
+    if not size:
+        return image
+    channels = [
+        np.asarray(fit(Image.fromarray(channel), size, size))
+        for channel in np.moveaxis(image, -1, 0)
+    ]
+    return np.stack(channels, axis=-1)
 
 
 def _examples(

@@ -35,6 +35,7 @@ def load_data(settings: Settings) -> Dataset:
         train_split=s.train_split,
         test_split=s.test_split,
         test_share=s.test_share,
+        size=s.size,
         downsample=s.downsample,
     )
 

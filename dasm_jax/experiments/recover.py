@@ -13,6 +13,7 @@ import numpy as np
 
 from dasm_jax import evaluate, export, nets, recovery, sampling, training
 from dasm_jax.augment import parse_strategy
+from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import (
     FINISHED,
     Table,
@@ -75,13 +76,13 @@ def run(settings: Settings, workdir: Path) -> str:
 
 def _teach(problem: Problem) -> tuple[Network, Params, float]:
     s = problem.settings
-    network = nets.NETS[s.network.name](
-        problem.dataset.image_shape,
-        problem.dataset.n_classes,
-        width=s.network.width,
-        depth=s.network.depth,
-        norm="batch",
-    )
+    architecture = s.network.architecture._replace(norm="batch")
+    try:
+        network = nets.make_network(
+            architecture, problem.dataset.image_shape, problem.dataset.n_classes
+        )
+    except ValueError as error:
+        raise UserError(f"config.{error}; recovery needs batch norms") from None
     recipe = recipe_from(s.evaluate.recipe, s.recover.teacher_steps)
     train = training.make_trainer(network, recipe, problem.statistics, problem.loop)
     key = key_for(jax.random.key(s.seed), Use.RECOVERY, 0)

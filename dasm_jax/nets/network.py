@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
 from dasm_jax.types import Params
@@ -32,7 +33,7 @@ class Network(NamedTuple):
     init: Callable[[Any], Params]
     # (params, images) -> logits f32[B, n_classes]; running statistics
     apply: Callable[[Params, Any], Any]
-    # (params, images) -> activations f32[B, h, w, c] after every block; the last one,
+    # (params, images) -> activations f32[B, …] after every block; the last one,
     # flattened, is the embedding ahead of the classifier
     layers: Callable[[Params, Any], tuple[Any, ...]]
     # (params, images) -> (logits, new running statistics or ()), by those of the batch
@@ -84,19 +85,16 @@ def from_linen(module: nn.Module, image_shape: tuple[int, int, int]) -> Network:
         if not stateful:
             return apply(params, images), ()
         output, sown = module.apply(params, images, mutable=["intermediates"])
+        # Keyed by the path of each norm, whichever way they are nested in blocks.
+        entering: dict[Any, Any] = flatten_dict(sown["intermediates"])
+        learned: dict[Any, Any] = flatten_dict(params[STATISTICS])
         found = []
-        running: dict[str, Any] = params[STATISTICS]
-        for name, learned in running.items():
-            entering: Any = sown["intermediates"][f"into_{name}"][0]
-            axes = tuple(range(entering.ndim - 1))
-            found.append(
-                Moments(
-                    entering.mean(axes),
-                    entering.var(axes),
-                    learned["mean"],
-                    learned["var"],
-                )
-            )
+        for *path, name in learned:
+            if name == "mean":
+                x = entering[(*path, "entering")][0]
+                axes = tuple(range(x.ndim - 1))
+                mean, var = (learned[(*path, name)] for name in ("mean", "var"))
+                found.append(Moments(x.mean(axes), x.var(axes), mean, var))
         return output[1], tuple(found)
 
     return Network(jax.jit(init), apply, layers, train, with_statistics, moments)

@@ -1,0 +1,464 @@
+"""All networks: published sizes, options, batch statistics, second-order gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dasm_jax import matching, nets
+from dasm_jax.errors import UserError
+from dasm_jax.experiments import recover
+from dasm_jax.matching import make_gradient_matcher
+from dasm_jax.nets import NETS, Architecture, make_network, parse_architecture
+from dasm_jax.nets.layers import average_pool, max_pool
+from dasm_jax.types import Batch
+from tests.small import small_problem
+
+# Small enough to be compiled and run by the dozen.
+SMALL = {
+    "convnet": "convnet/4",
+    "lenet": "lenet",
+    "mlp": "mlp/8",
+    "alexnet": "alexnet/4",
+    "vgg11": "vgg11/4",
+    "resnet10": "resnet10/4",
+    "resnet18": "resnet18/4",
+    "resnet_ap10": "resnet_ap10/4",
+    "densenet": "densenet/4",
+    "vit": "vit/12",
+}
+SLOW = pytest.mark.slow
+SHAPES = [(28, 28, 1), (32, 32, 3)]
+
+
+def network(text, image_shape=(16, 16, 3), n_classes=3):
+    return make_network(parse_architecture(text), image_shape, n_classes)
+
+
+def shapes_of(net):
+    return jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def size(params):
+    if "batch_stats" in params:  # what is counted are the weights
+        params = params["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def some_images(image_shape, count=2, seed=3):
+    numbers = np.random.default_rng(seed)
+    return jnp.float32(numbers.normal(size=(count, *image_shape)))
+
+
+# --- published sizes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "image_shape", "n_classes", "expected"),
+    [
+        ("convnet", (32, 32, 3), 10, 320_010),
+        ("lenet", (32, 32, 3), 10, 62_006),
+        ("lenet", (28, 28, 1), 10, 61_706),
+        ("mlp", (32, 32, 3), 10, 411_146),
+        ("alexnet", (32, 32, 3), 10, 1_872_202),
+        ("vgg11/batch", (32, 32, 3), 10, 9_231_114),
+        ("resnet18/batch", (32, 32, 3), 10, 11_173_962),
+        ("resnet18/batch", (224, 224, 3), 1000, 11_689_512),
+        ("resnet10/batch", (32, 32, 3), 10, 4_903_242),
+        ("resnet_ap10", (224, 224, 3), 10, 4_910_922),
+        ("densenet", (32, 32, 3), 10, 1_000_618),
+        ("vit", (32, 32, 3), 10, 5_362_762),
+    ],
+)
+def test_parameters_as_published(text, image_shape, n_classes, expected):
+    assert size(shapes_of(network(text, image_shape, n_classes))) == expected
+
+
+def test_every_network_is_counted():
+    assert list(SMALL) == list(NETS)
+    assert {*nets.PUBLISHED_WIDTHS} == {*NETS} - {"lenet"}
+    assert {*nets.CUSTOMARY_NORMS} < {*NETS}
+
+
+# --- what every network does ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_shape", SHAPES)
+@pytest.mark.parametrize("name", NETS)
+def test_last_layer_is_what_the_classifier_sees(name, image_shape):
+    net = network(SMALL[name], image_shape)
+    params = net.init(jax.random.key(0))
+    images = some_images(image_shape)
+    logits, layers = jax.jit(lambda p, x: (net.apply(p, x), net.layers(p, x)))(
+        params, images
+    )
+    assert logits.shape == (2, 3)
+    assert logits.dtype == jnp.float32
+    assert len(layers) >= 2
+    assert all(layer.shape[0] == 2 for layer in layers)
+    dense = params.get("params", params)["classifier"]
+    embedding = layers[-1].reshape(2, -1)
+    expected = embedding @ dense["kernel"] + dense["bias"][None]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    # Images make a difference.
+    assert np.abs(logits[0] - logits[1]).max() > 1e-6
+
+
+@pytest.mark.parametrize("side", [8, 9, 64, 65, 96, 129, 224])
+@pytest.mark.parametrize("name", NETS)
+def test_every_size_works_or_is_refused(name, side):
+    try:
+        net = network(SMALL[name], (side, side, 3))
+    except ValueError as refusal:
+        net, message = None, str(refusal)
+    if net is None:
+        assert side < 32
+        assert message.startswith("network.")
+        return
+    images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    assert jax.eval_shape(net.apply, shapes_of(net), images).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "side", "message"),
+    [
+        ("lenet", 13, "network.name='lenet' needs images of at least 14 px, not 13x13"),
+        ("resnet_ap10/batch", 7, "network.name='resnet_ap10' needs .* 8 px"),
+        ("resnet_ap10", 8, "network.norm='instance' leaves nothing .* 8x8 images"),
+        ("vgg11", 28, "network.norm='instance' leaves nothing .*vgg11.* 28x28 images"),
+        ("convnet", 7, "network.depth=3 halves 7x7 images to nothing"),
+    ],
+)
+def test_too_small(text, side, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        network(text, (side, side, 3))
+
+
+def test_smallest():
+    for text, side in [("lenet", 14), ("resnet_ap10/batch/4", 8), ("resnet10/4", 9)]:
+        net = network(text, (side, side, 3))
+        assert net.layers  # made
+    images = some_images((14, 14, 3))
+    net = network("lenet", (14, 14, 3))
+    logits = net.apply(net.init(jax.random.key(0)), images)
+    assert np.isfinite(logits).all()
+
+
+# --- options --------------------------------------------------------------------------
+
+
+def convnet_1(**options):
+    """A ConvNet of one block, its parameters and what enters its norm, in NumPy."""
+    net = make_network(Architecture("convnet", 8, 1, **options), (6, 4, 2), 3)
+    params = jax.tree.map(np.asarray, net.init(jax.random.key(0)))
+    numbers = np.random.default_rng(1)
+    if "norm_0" in params:
+        params["norm_0"] = {
+            name: np.float32(numbers.normal(size=values.shape))
+            for name, values in params["norm_0"].items()
+        }
+    images = some_images((6, 4, 2), 3)
+    padded = np.pad(np.asarray(images, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    conv = params["conv_0"]
+    x = np.einsum("bhwcyx,yxco->bhwo", patches, conv["kernel"]) + conv["bias"]
+    return net, params, images, x
+
+
+def averaged(x):
+    return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+
+def embedding(net, params, images):
+    return jax.jit(net.layers)(params, images)[-1]
+
+
+@pytest.mark.parametrize("norm", ["group", "layer", "none"])
+def test_norms(norm):
+    net, params, images, x = convnet_1(norm=norm)
+    if norm == "group":  # four groups of two channels
+        groups = x.reshape(3, 6, 4, 4, 2)
+        mean, var = (f((1, 2, 4), keepdims=True) for f in (groups.mean, groups.var))
+        x = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+        assert params["norm_0"]["scale"].shape == (8,)
+    elif norm == "layer":  # the whole image, and weights for every value
+        mean, var = (f((1, 2, 3), keepdims=True) for f in (x.mean, x.var))
+        x = (x - mean) / np.sqrt(var + 1e-5)
+        assert params["norm_0"]["scale"].shape == (6, 4, 8)
+    if norm == "none":
+        assert "norm_0" not in params
+    else:
+        x = x * params["norm_0"]["scale"] + params["norm_0"]["bias"]
+    expected = averaged(np.maximum(x, 0))
+    found = embedding(net, params, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("relu", lambda x: np.where(x > 0, x, 0)),
+        ("leaky", lambda x: np.where(x > 0, x, 0.01 * x)),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+    ],
+)
+def test_activations(activation, function):
+    net, params, images, x = convnet_1(norm="none", activation=activation)
+    found = embedding(net, params, images)
+    np.testing.assert_allclose(found, averaged(function(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "none"])
+def test_poolings(pooling):
+    net, params, images, x = convnet_1(norm="none", pooling=pooling)
+    x = np.maximum(x, 0)
+    if pooling == "average":
+        x = averaged(x)
+    elif pooling == "max":
+        x = x.reshape(3, 3, 2, 2, 2, 8).max((2, 4))
+    np.testing.assert_allclose(embedding(net, params, images), x, rtol=1e-4, atol=1e-5)
+    assert params["classifier"]["kernel"].shape == (x[0].size, 3)
+
+
+def test_pools_of_other_sizes_drop_the_rest():
+    x = some_images((9, 7, 2))
+    blocks = np.asarray(x)[:, :8, :4].reshape(2, 2, 4, 1, 4, 2)
+    for pool, expected in [
+        (average_pool, blocks.mean((2, 4))),
+        (max_pool, blocks.max((2, 4))),
+    ]:
+        np.testing.assert_allclose(pool(x, 4), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_pooling_any_depth_fits():
+    net = make_network(Architecture("convnet", 4, 5, pooling="none"), (8, 8, 1), 3)
+    assert shapes_of(net)["classifier"]["kernel"].shape == (8 * 8 * 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "resnet19"}, "unknown network.name='resnet19'; known: convnet, "),
+        ({"norm": "weight"}, "unknown network.norm='weight'; known: instance, "),
+        ({"activation": "tanh"}, "unknown network.activation='tanh'; known: relu, "),
+        ({"pooling": "avg"}, "unknown network.pooling='avg'; known: average, "),
+        (
+            {"norm": "group", "width": 6},
+            "network.width=6 must be a multiple of 4 for n",
+        ),
+        ({"name": "alexnet", "width": 3}, "network.width=3 .* of 2 for alexnet"),
+        ({"name": "vit", "width": 64}, "network.width=64 .* of 3 for vit"),
+        ({"name": "lenet", "width": 8}, "network.width=8 .* lenet comes in one size"),
+        ({"name": "mlp", "norm": "batch"}, "network.norm='batch' .* mlp, which has no"),
+    ],
+)
+def test_choices_that_are_not_offered(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_network(Architecture(**changes), (32, 32, 3), 3)
+
+
+# --- batch norm in blocks -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vgg11", "resnet10", "resnet_ap10", pytest.param("densenet", marks=SLOW)],
+)
+def test_running_statistics(name):
+    net = network(f"{name}/batch/4")
+    params = net.init(jax.random.key(0))
+    images = some_images((16, 16, 3), 4)
+    train, apply = jax.jit(net.train), jax.jit(net.apply)
+    before = jax.tree.map(np.copy, params)
+    logits, statistics = train(params, images)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    expected = params["batch_stats"]
+    assert jax.tree.structure(statistics) == jax.tree.structure(expected)
+    for new, old in zip(jax.tree.leaves(statistics), jax.tree.leaves(expected)):
+        assert np.any(new != old)
+
+    # Learned until they are those of this batch, evaluation gives what training does.
+    def learn(params, _):
+        _, statistics = net.train(params, images)
+        return net.with_statistics(params, statistics), None
+
+    learned, _ = jax.jit(lambda p: jax.lax.scan(learn, p, length=150))(params)
+    np.testing.assert_allclose(apply(learned, images), logits, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(apply(params, images), logits, rtol=1e-3, atol=1e-4)
+    for moments in jax.jit(net.moments)(learned, images)[1]:
+        for found, running in ((moments.mean, moments.running_mean),
+                               (moments.var, moments.running_var)):  # fmt: skip
+            np.testing.assert_allclose(found, running, rtol=1e-3, atol=1e-4)
+
+
+def test_many_networks_at_once():
+    net = network("resnet10/batch/4")
+    keys = jax.random.split(jax.random.key(0), 2)
+    stacked = jax.jit(jax.vmap(net.init))(keys)
+    images = some_images((16, 16, 3), 4)
+    logits, statistics = jax.jit(jax.vmap(net.train, (0, None)))(stacked, images)
+    for index in range(2):
+        params = jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
+        alone, learned = jax.jit(net.train)(params, images)
+        np.testing.assert_allclose(logits[index], alone, rtol=1e-3, atol=1e-4)
+        jax.tree.map(
+            lambda many, one, i=index: np.testing.assert_allclose(
+                many[i], one, rtol=1e-3, atol=1e-4
+            ),
+            statistics,
+            learned,
+        )
+
+
+# --- residual blocks ------------------------------------------------------------------
+
+
+def test_resnet_ap_pools_where_resnet_strides():
+    """Kernels alike; a stride keeps one pixel of four, a pool their mean."""
+    strided, pooled = (network(f"{n}/none/4") for n in ("resnet10", "resnet_ap10"))
+    params = pooled.init(jax.random.key(0))
+    like = (jax.tree.map(jnp.shape, shapes_of(net)) for net in (strided, pooled))
+    assert next(like) == next(like)
+    images = some_images((16, 16, 3))
+    before, after = jax.jit(pooled.layers)(params, images)[1:3]
+    assert (before.shape, after.shape) == ((2, 16, 16, 4), (2, 8, 8, 8))
+    block = params["stage_1_block_0"]
+
+    def conv(x, name, stride=1):
+        kernel = block[name]["kernel"]
+        pad = kernel.shape[0] // 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(pad, pad)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+    relu = jax.nn.relu
+    y = conv(average_pool(relu(conv(before, "conv_0"))), "conv_1")
+    shortcut = average_pool(conv(before, "conv_shortcut"))
+    np.testing.assert_allclose(after, relu(y + shortcut), rtol=1e-4, atol=1e-5)
+    before, after = jax.jit(strided.layers)(params, images)[1:3]
+    y = conv(relu(conv(before, "conv_0", 2)), "conv_1")
+    shortcut = conv(before, "conv_shortcut", 2)
+    np.testing.assert_allclose(after, relu(y + shortcut), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "resnet_ap10"])
+@pytest.mark.parametrize(("side", "after"), [(64, 64), (65, 33), (128, 64), (224, 56)])
+def test_stem_shrinks_large_images(name, side, after):
+    net = network(f"{name}/4", (side, side, 3))
+    images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    stem = jax.eval_shape(net.layers, shapes_of(net), images)[0]
+    if name == "resnet_ap10":
+        after = {33: 32}.get(after, after)  # a pool drops the odd column
+    elif side in (65, 128):
+        after = -(-side // 2)
+    assert stem.shape == (2, after, after, 4)
+
+
+# --- matching -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("resnet_ap10", "l1"),
+        ("resnet_ap10", "cos"),
+        ("resnet10", "l1"),
+        ("vgg11", "l1"),
+        pytest.param("densenet", "l1", marks=SLOW),
+    ],
+)
+def test_gradients_of_pixels_are_finite(name, metric):
+    net = network(f"{name}/instance/4", (32, 32, 3))
+    matcher = make_gradient_matcher(net.apply, matching.METRICS[metric])
+    params = net.init(jax.random.key(0))
+    labels, weights = jnp.zeros(2, jnp.int32), jnp.ones(2)
+    real, synthetic = (
+        Batch(some_images((32, 32, 3), seed=seed), labels, weights) for seed in (1, 2)
+    )
+
+    @jax.jit
+    def pixel_gradient(params, real, synthetic):
+        target = matcher.target(params, real)
+
+        def distance(images):
+            return matcher.distance(params, target, synthetic._replace(images=images))
+
+        return jax.value_and_grad(distance)(synthetic.images)
+
+    value, gradient = pixel_gradient(params, real, synthetic)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+    same, _ = pixel_gradient(params, real, real)
+    assert same < 0.02 * value  # cos has 1e-6 in its denominator
+
+
+# --- one line of text -----------------------------------------------------------------
+
+
+def test_parsed():
+    base = Architecture("convnet", 32, 2, "group", "leaky", "max")
+    for text, expected in {
+        "convnet": base,
+        "convnet/batch": base._replace(norm="batch"),
+        "convnet/16": base._replace(width=16),
+        "convnet/none/8": base._replace(norm="none", width=8),
+        "resnet18": Architecture("resnet18", 64, norm="instance"),
+        "resnet18/batch": Architecture("resnet18", 64, norm="batch"),
+        "resnet10/instance/16": Architecture("resnet10", 16, norm="instance"),
+        "vgg11/16": Architecture("vgg11", 16, norm="instance"),
+        "densenet": Architecture("densenet", 12, norm="batch"),
+        "densenet/instance": Architecture("densenet", 12, norm="instance"),
+        "alexnet": Architecture("alexnet", 128, norm="none"),
+        "lenet": Architecture("lenet", 0, norm="none"),
+        "vit/96": Architecture("vit", 96, norm="none"),
+    }.items():
+        assert parse_architecture(text, base) == expected
+
+
+def test_parsed_for_a_run_with_another_network():
+    base = Architecture("resnet_ap10", 16, norm="group")
+    assert parse_architecture("resnet_ap10", base) == base
+    assert parse_architecture("resnet_ap10/32", base) == base._replace(width=32)
+    assert parse_architecture("resnet10", base).width == 64
+    assert parse_architecture("convnet", base) == Architecture(width=128)
+    assert parse_architecture("convnet") == Architecture(width=128)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "unknown network '' in ''; known: alexnet, convnet, "),
+        ("ResNet18", "unknown network 'ResNet18'"),
+        ("resnet18/bach", "unknown norm 'bach' in 'resnet18/bach'; known: instance, "),
+        ("resnet18/", "unknown norm ''"),
+        ("resnet18/batch/", "'resnet18/batch/' is not 'name', "),
+        ("resnet18/16/batch", "'resnet18/16/batch' is not 'name', "),
+        ("resnet18/batch/0", "'resnet18/batch/0' is not 'name', "),
+        ("resnet18/batch/-4", "'resnet18/batch/-4' is not 'name', "),
+        ("vit/batch", "vit has no norm to choose; write 'vit'"),
+        ("lenet/8", "'lenet/8': network.width=8 cannot be had: lenet comes in one"),
+        ("alexnet/5", "'alexnet/5': network.width=5 must be a multiple of 2"),
+        ("vgg11/group/6", "'vgg11/group/6': network.width=6 must be a multiple of 4"),
+    ],
+)
+def test_not_parsed(text, message):
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        parse_architecture(text)
+    assert "\n" not in str(caught.value)
+
+
+# --- in a run -------------------------------------------------------------------------
+
+
+def test_images_too_small_for_the_network_of_a_run():
+    message = r"^config\.network\.name='lenet' needs images of at least 14 px, not 8x8$"
+    with pytest.raises(UserError, match=message):
+        small_problem(network__name="lenet", network__width=0)
+
+
+def test_recovery_needs_batch_norms():
+    problem = small_problem(network__name="mlp", matcher__name="dm")
+    with pytest.raises(UserError, match=r"^config\.network\.norm='batch' .* mlp"):
+        recover._teach(problem)
