@@ -1,5 +1,6 @@
 """What stays fixed during a run: data on the device, network, decoder, recipes."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -7,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dasm_jax import nets, sampling
+from dasm_jax.checks import unknown_name
 from dasm_jax.errors import UserError
 from dasm_jax.loops import Loop, loop_for
 from dasm_jax.methods import Method, Surroundings, make_method
 from dasm_jax.nets import Network
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.sampling import IndexTable
-from dasm_jax.schema import Settings
+from dasm_jax.schema import NetworkSettings, Settings
 from dasm_jax.training import normalize, to_unit
 from dasm_jax.types import ArrayDataset, Dataset, Normalization
 from dasm_jax.whitening import fit_whitening
@@ -56,16 +58,7 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
       UserError: the network does not fit the images.
     """
     shape, n_classes = dataset.image_shape, dataset.n_classes
-    try:
-        network = nets.NETS[settings.network.name](
-            shape,
-            n_classes,
-            width=settings.network.width,
-            depth=settings.network.depth,
-            norm=settings.network.norm,
-        )
-    except ValueError as error:
-        raise UserError(f"config.{error}") from None
+    network = _make_network(settings.network, dataset)
     around = Surroundings(
         network=network,
         parameterization=make_parameterization(
@@ -90,6 +83,40 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
         method=make_method(settings, around),
         loop=around.loop,
     )
+
+
+def network_for(problem: Problem, text: str) -> Network:
+    """A network named as ``"convnet/batch"``, otherwise as ``config.network``.
+
+    Raises:
+      UserError: there is no such network, or it does not fit the images.
+    """
+    name, _, norm = text.partition("/")
+    for what, known, value in (
+        ("network", nets.NETS, name),
+        ("norm", nets.NORMS, norm or problem.settings.network.norm),
+    ):
+        if value not in known:
+            raise UserError(
+                "config.evaluate.architectures: "
+                + unknown_name(f"{what} {value!r} in {text!r}", value, known)
+            )
+    changes = {"name": name, "norm": norm or problem.settings.network.norm}
+    settings = dataclasses.replace(problem.settings.network, **changes)
+    return _make_network(settings, problem.dataset)
+
+
+def _make_network(s: NetworkSettings, dataset: Dataset) -> Network:
+    try:
+        return nets.NETS[s.name](
+            dataset.image_shape,
+            dataset.n_classes,
+            width=s.width,
+            depth=s.depth,
+            norm=s.norm,
+        )
+    except ValueError as error:
+        raise UserError(f"config.{error}") from None
 
 
 def _statistics(settings: Settings, dataset: Dataset) -> Normalization:

@@ -1,6 +1,6 @@
 """From settings to an experiment."""
 
-from dasm_jax.experiments import compare, distill, recover
+from dasm_jax.experiments import compare, distill, evaluate, recover
 from dasm_jax.experiments.common import memory_explained
 from dasm_jax.schema import Settings
 from dasm_jax.workdir import open_workdir
@@ -9,6 +9,7 @@ EXPERIMENTS = {
     "distill": distill.run,
     "recover": recover.run,
     "compare": compare.run,
+    "evaluate": evaluate.run,
 }
 
 
