@@ -1,6 +1,6 @@
 """Coresets of the real images, ``ipc`` of every class, by networks trained on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import jax
@@ -22,14 +22,16 @@ Select = Callable[[str, int], np.ndarray]
 CHUNK = 500
 
 
-def random_indices(problem: Problem, root: jax.Array, ipc: int) -> np.ndarray:
-    """Positions i64[C, ipc] drawn at random; smaller draws are part of larger ones."""
+def random_indices(
+    problem: Problem, root: jax.Array, counts: Sequence[int]
+) -> list[np.ndarray]:
+    """Positions i64[n_c] per class; smaller draws are part of larger ones."""
     chosen = []
-    for label, indices in enumerate(problem.class_indices):
+    for label, (indices, count) in enumerate(zip(problem.class_indices, counts)):
         key = key_for(root, Use.RANDOM_SET, label)
         order = np.asarray(jax.random.permutation(key, len(indices)))
-        chosen.append(indices[order[:ipc]])
-    return np.stack(chosen)
+        chosen.append(indices[order[:count]])
+    return chosen
 
 
 def make_selector(problem: Problem, root: jax.Array) -> Select:
@@ -100,7 +102,8 @@ def make_selector(problem: Problem, root: jax.Array) -> Select:
 
     def select(method: str, ipc: int) -> np.ndarray:
         if method == "random":
-            return random_indices(problem, root, ipc)
+            counts = [ipc] * len(problem.class_indices)
+            return np.stack(random_indices(problem, root, counts))
         nothing = jnp.zeros((count, 1))
         rows = embeddings() if method in selection.EMBEDDED else nothing
         ranks = scores(method) if method in selection.SCORED else nothing[:, 0]

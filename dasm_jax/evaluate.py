@@ -1,7 +1,7 @@
 """How good a set is: fresh networks trained on it, tested on real images."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,12 @@ import numpy as np
 from dasm_jax import coreset, sampling, training
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
+from dasm_jax.nets import Network
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.sampling import IndexTable
-from dasm_jax.training import SoftLabels
+from dasm_jax.schema import EvaluateSettings
+from dasm_jax.training import Recipe, SoftLabels
 from dasm_jax.types import Array, ArrayDataset, Params
 
 
@@ -21,6 +23,9 @@ class Accuracy(NamedTuple):
     """Test accuracies in [0, 1] of networks that differ in their seed only."""
 
     networks: tuple[float, ...]  # at the last step, never the best one
+    # Of all looks that were taken, for comparison with publications that report it:
+    # chosen on the test split, so not a result.
+    best: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -47,65 +52,143 @@ def accuracy(
 
 
 def make_evaluator(
-    problem: Problem, *, soft_labels: SoftLabels | None = None
+    problem: Problem,
+    *,
+    network: Network | None = None,
+    recipe: Recipe | None = None,
+    looks: int = 1,
+    soft_labels: SoftLabels | None = None,
 ) -> Evaluator:
-    """Compile the evaluation recipe once, for every set of a table.
+    """Compile an evaluation once, for every set of a table.
 
     Args:
-      problem: dataset, network and recipe.
+      problem: dataset, and what evaluates where nothing else is named.
+      network: by default that of the problem.
+      recipe: with ``decay_steps`` as the length of a training; by default that of the
+        settings.
+      looks: evenly spaced moments at which a network is tested; the last is the result.
       soft_labels: soft labels for every augmented view, instead of the set's own.
 
     Returns:
-      ``evaluate(data, table) -> Accuracy``: trains ``evaluate.networks`` networks for
-      ``evaluate.steps`` steps each on the images that the table names. Network n starts
-      from the same weights whatever the set, and from nothing the synthesis saw. It
-      raises a ``UserError`` when a network diverges.
+      ``evaluate(data, table) -> Accuracy``: trains ``evaluate.networks`` networks on
+      the images that the table names, ``evaluate.at_once`` at a time and half as many
+      whenever the device is out of memory. Network n starts from the same weights
+      whatever the set and its company, and from nothing the synthesis saw. It raises a
+      ``UserError`` when a network diverges, or one alone is too large for the device.
     """
     s = problem.settings.evaluate
     root = jax.random.key(s.seed)
+    if network is None:
+        network = problem.network
+    if recipe is None:
+        recipe = recipe_from(s.recipe, s.steps)
     train = training.make_trainer(
-        problem.network,
-        recipe_from(s.recipe, s.steps),
-        problem.statistics,
-        problem.loop,
-        soft_labels=soft_labels,
+        network, recipe, problem.statistics, problem.loop, soft_labels=soft_labels
     )
-    predict = training.make_predictor(problem.network.apply, problem.statistics)
+    predict = training.make_predictor(network.apply, problem.statistics)
     test = jax.device_put(problem.dataset.test)
+    at_once = networks_at_once(s, jax.default_backend())
+
+    def train_chunk(
+        chunk: range, data: ArrayDataset, table: IndexTable
+    ) -> list[list[float]]:
+        """Test accuracies [look][network]."""
+        keys = [key_for(root, Use.EVALUATION_NETWORK, network) for network in chunk]
+        # One alone is not mapped over: its numbers do not depend on ``at_once``.
+        alone = len(chunk) == 1
+
+        def see(params: Params) -> list[float]:
+            each = [params] if alone else _unstack(params, len(chunk))
+            return [accuracy(predict, one, test) for one in each]
+
+        return train(keys[0] if alone else jnp.stack(keys), data, table, looks, see)
 
     def evaluate(data: ArrayDataset, table: IndexTable) -> Accuracy:
-        accuracies = []
-        for network in range(s.networks):
-            key = key_for(root, Use.EVALUATION_NETWORK, network)
-            params = train(key, data, table)[-1]
-            accuracies.append(accuracy(predict, params, test))
-            if np.isnan(accuracies[-1]):
-                raise UserError(
-                    f"evaluation network {network + 1} diverged; lower "
-                    f"config.evaluate.recipe.lr={s.recipe.lr:g}"
-                )
-        return Accuracy(tuple(accuracies))
+        nonlocal at_once
+        last: list[float] = []
+        best: list[float] = []
+        while len(last) < s.networks:
+            chunk = range(len(last), min(len(last) + at_once, s.networks))
+            seen = _unless_out_of_memory(lambda c=chunk: train_chunk(c, data, table))
+            if seen is None:
+                if len(chunk) == 1:
+                    raise UserError(
+                        "the device is out of memory with a single evaluation network; "
+                        f"lower config.evaluate.recipe.batch={recipe.batch}"
+                    )
+                at_once = len(chunk) // 2
+                continue
+            for network, value in zip(chunk, seen[-1]):
+                if np.isnan(value):
+                    raise UserError(
+                        f"evaluation network {network + 1} diverged; lower "
+                        f"config.evaluate.recipe.lr={recipe.learning_rate:g}"
+                    )
+            last += seen[-1]
+            best += [float(np.nanmax(values)) for values in zip(*seen)]
+        return Accuracy(tuple(last), tuple(best))
 
     return evaluate
 
 
-def random_set(
-    problem: Problem, ipc: int, total: int
-) -> tuple[ArrayDataset, IndexTable]:
-    """``ipc`` real images per class, full size: as many stored bytes as a set of ipc.
+def networks_at_once(settings: EvaluateSettings, platform: str) -> int:
+    """Networks that are trained together.
 
-    Smaller draws of one seed are part of the larger ones. ``total`` is the length of
-    the buffer they are put in.
+    By default one on CPU, where convolutions whose kernels differ from network to
+    network become slow grouped ones, and all elsewhere.
+    """
+    if settings.at_once:
+        return min(settings.at_once, settings.networks)
+    return 1 if platform == "cpu" else settings.networks
+
+
+def _unstack(params: Params, count: int) -> Iterator[Params]:
+    for i in range(count):
+        yield jax.tree.map(lambda leaf, i=i: leaf[i], params)
+
+
+def _unless_out_of_memory(work: Callable[[], Any]) -> Any | None:
+    try:
+        return work()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    # The error is gone, and with it what its frames held on the device.
+    return None
+
+
+def random_set(
+    problem: Problem, ipc: int | Sequence[int], total: int
+) -> tuple[ArrayDataset, IndexTable]:
+    """Real images, full size: as many stored bytes as a set of ``ipc`` per class.
+
+    Smaller draws of one seed are part of the larger ones.
+
+    Args:
+      problem: the fixed pieces.
+      ipc: images of every class, or of each class.
+      total: length of the buffer they are put in; what is drawn, and what a network
+        learns from it, do not depend on it.
     """
     root = jax.random.key(problem.settings.seed)
-    index = coreset.random_indices(problem, root, ipc).reshape(-1)
+    counts = [ipc] * problem.dataset.n_classes if isinstance(ipc, int) else ipc
+    index = np.concatenate(coreset.random_indices(problem, root, counts))
     train = problem.dataset.train
-    images = np.zeros((total, *problem.dataset.image_shape), np.float32)
+    images = train.images[index] / np.float32(255)
+    return in_buffer(ArrayDataset(images, train.labels[index]), total)
+
+
+def in_buffer(data: ArrayDataset, total: int) -> tuple[ArrayDataset, IndexTable]:
+    """A set on the device, in a buffer with room for ``total`` images.
+
+    Sets in buffers of one length are trained on by one compiled program.
+    """
+    count = len(data.labels)
+    images = np.zeros((total, *data.images.shape[1:]), np.float32)
     labels = np.zeros(total, np.int32)
-    images[: len(index)] = train.images[index] / np.float32(255)
-    labels[: len(index)] = train.labels[index]
-    data = jax.device_put(ArrayDataset(images, labels))
-    return data, sampling.prefix_table(len(index), total)
+    images[:count], labels[:count] = data.images, data.labels
+    table = sampling.prefix_table(count, total)
+    return jax.device_put(ArrayDataset(images, labels)), table
 
 
 def full_set(problem: Problem) -> tuple[ArrayDataset, IndexTable]:

@@ -21,7 +21,7 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
 from dasm_jax.matching import Span
 from dasm_jax.nets import Network
-from dasm_jax.sampling import IndexTable, SamplerState
+from dasm_jax.sampling import IndexTable
 from dasm_jax.training import Recipe, TrainState
 from dasm_jax.types import ArrayDataset, Normalization, Params
 
@@ -72,12 +72,9 @@ def make_expert_trainer(
         recipe = plan.recipe._replace(batch=batch)
         begin, step = start, training.make_train_step(network, recipe, statistics)
         if several:
-            # Passes end for all at once. What says so is not mapped, so that shuffling
-            # stays a branch that is seldom taken.
-            place = SamplerState._make((0, None, None))  # order, position, epoch
-            axes = TrainState._make((0, 0, place, None))
+            axes = training.TOGETHER
             begin = jax.vmap(begin, in_axes=(0, None), out_axes=axes)
-            step = jax.vmap(step, in_axes=(0, axes, None, None), out_axes=(axes, 0))
+            step = training.train_together(step)
 
         def advance(key, state, data, table, steps):
             return loop.repeat(lambda s: step(key, s, data, table), state, steps)[0]

@@ -56,10 +56,7 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
       UserError: the network does not fit the images.
     """
     shape, n_classes = dataset.image_shape, dataset.n_classes
-    try:
-        network = nets.make_network(settings.network.architecture, shape, n_classes)
-    except ValueError as error:
-        raise UserError(f"config.{error}") from None
+    network = _make_network(settings.network.architecture, dataset)
     around = Surroundings(
         network=network,
         parameterization=make_parameterization(
@@ -84,6 +81,28 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
         method=make_method(settings, around),
         loop=around.loop,
     )
+
+
+def network_for(problem: Problem, text: str) -> Network:
+    """A network named as ``"resnet18/batch"`` (``nets.parse_architecture``).
+
+    Raises:
+      UserError: there is no such network, or it does not fit the images.
+    """
+    try:
+        architecture = nets.parse_architecture(
+            text, problem.settings.network.architecture
+        )
+    except ValueError as error:
+        raise UserError(f"config.evaluate.architectures: {error}") from None
+    return _make_network(architecture, problem.dataset)
+
+
+def _make_network(architecture: nets.Architecture, dataset: Dataset) -> Network:
+    try:
+        return nets.make_network(architecture, dataset.image_shape, dataset.n_classes)
+    except ValueError as error:
+        raise UserError(f"config.{error}") from None
 
 
 def _statistics(settings: Settings, dataset: Dataset) -> Normalization:

@@ -1,6 +1,13 @@
 """From settings to an experiment."""
 
-from dasm_jax.experiments import compare, coreset, curve, distill, recover
+from dasm_jax.experiments import (
+    compare,
+    coreset,
+    curve,
+    distill,
+    evaluate,
+    recover,
+)
 from dasm_jax.experiments.common import memory_explained
 from dasm_jax.schema import Settings
 from dasm_jax.workdir import open_workdir
@@ -11,6 +18,7 @@ EXPERIMENTS = {
     "compare": compare.run,
     "coreset": coreset.run,
     "curve": curve.run,
+    "evaluate": evaluate.run,
 }
 
 

@@ -121,8 +121,12 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 
 def _check_together(s: Settings) -> None:
-    _check_matcher(s)
-    if s.ipc < s.dasm.segments and s.experiment != "recover":
+    evaluating = s.experiment == "evaluate"  # nothing is matched
+    if evaluating:
+        _check_evaluation(s)
+    else:
+        _check_matcher(s)
+    if s.ipc < s.dasm.segments and s.experiment != "recover" and not evaluating:
         raise UserError(
             f"config.ipc={s.ipc} is smaller than config.dasm.segments="
             f"{s.dasm.segments}: a segment needs at least one image per class"
@@ -146,6 +150,22 @@ def _check_together(s: Settings) -> None:
         raise UserError(
             "config.data.mean and config.data.std need one finite value per channel, "
             "std > 0; leave both empty to compute them"
+        )
+
+
+def _check_evaluation(s: Settings) -> None:
+    e = s.evaluate
+    if not any(part.strip() for part in e.synthetic.split(",")):
+        raise UserError(
+            "config.evaluate.synthetic is empty; name the sets to evaluate: "
+            "synthetic.npz files, workdirs that hold one, or folders of images, with "
+            "commas between"
+        )
+    if e.same_compute and not e.epochs:
+        raise UserError(
+            "config.evaluate.same_compute divides epochs by f², and "
+            "config.evaluate.epochs=0 asks for steps; set epochs, or same_compute to "
+            "False"
         )
 
 
@@ -201,13 +221,14 @@ def check_against_data(
         images too large to whiten, or statistics of another number of channels.
     """
     smallest = min(class_counts)
-    if s.ipc > smallest:
+    made_here = s.experiment != "evaluate"
+    if made_here and s.ipc > smallest:
         raise UserError(
             f"config.ipc={s.ipc} is larger than the smallest class ({smallest} images)"
         )
     height, width, channels = image_shape
     tile = -(-min(height, width) // s.factor)
-    if tile < SMALLEST_TILE:
+    if made_here and tile < SMALLEST_TILE:
         raise UserError(
             f"config.synthetic.factor={s.factor} leaves tiles of {tile} px "
             f"in {height}x{width} images; at least {SMALLEST_TILE} px are needed"

@@ -193,6 +193,40 @@ def make_train_step(
     return step
 
 
+# Networks that are trained together. Passes over the data end for all of them at once;
+# what says so is not mapped, so that shuffling stays a branch that is seldom taken.
+TOGETHER = TrainState(
+    params=0,
+    opt_state=0,
+    sampler=SamplerState(order=0, position=None, epoch=None),  # type: ignore[arg-type]
+    step=None,  # type: ignore[arg-type]
+)
+
+
+def train_together(step: TrainStep) -> TrainStep:
+    """The same step for several networks: keys [n], and leaves as ``TOGETHER`` says."""
+    return jax.vmap(step, in_axes=(0, TOGETHER, None, None), out_axes=(TOGETHER, 0))
+
+
+def _stack_states(states: list[TrainState]) -> TrainState:
+    def stack(*leaves: Array) -> Array:
+        return jnp.stack(leaves)
+
+    first = states[0]
+    return TrainState(
+        params=jax.tree.map(stack, *(state.params for state in states)),
+        opt_state=jax.tree.map(stack, *(state.opt_state for state in states)),
+        sampler=first.sampler._replace(
+            order=jnp.stack([state.sampler.order for state in states])
+        ),
+        step=first.step,
+    )
+
+
+def _copy(params: Params) -> Params:
+    return jax.tree.map(jnp.copy, params)
+
+
 def make_trainer(
     network: Network,
     recipe: Recipe,
@@ -200,25 +234,42 @@ def make_trainer(
     loop: Loop,
     *,
     soft_labels: SoftLabels | None = None,
-) -> Callable[..., list[Params]]:
+) -> Callable[..., list[Any]]:
     """Compile a trainer that starts from scratch and runs ``recipe.decay_steps``.
 
     Returns:
-      ``train(key, data, table, snapshots=1) -> [params, …]``: the network at
-      ``snapshots`` evenly spaced moments, the last one at the end.
+      ``train(key, data, table, snapshots=1, see=copy) -> [see(params), …]``: what is
+      seen of the network at ``snapshots`` evenly spaced moments, the last one at the
+      end. ``key`` of shape [n] trains n networks at once, each from the same weights as
+      alone and up to rounding to the same ones; their leaves have a leading axis.
+      ``see`` must not keep ``params`` itself, which the next step overwrites.
     """
     step = make_train_step(network, recipe, statistics, soft_labels=soft_labels)
 
-    def advance(key, state, data, table, steps):
-        return loop.repeat(lambda s: step(key, s, data, table), state, steps)
+    def compiled(step: TrainStep) -> Callable:
+        def advance(key, state, data, table, steps):
+            return loop.repeat(lambda s: step(key, s, data, table), state, steps)
 
-    advance = jax.jit(advance, static_argnums=4, donate_argnums=1)
+        return jax.jit(advance, static_argnums=4, donate_argnums=1)
+
+    alone, together = compiled(step), compiled(train_together(step))
+
+    def start(key: Key[Array, ""], table: IndexTable) -> TrainState:
+        params = network.init(key_for(key, Use.NETWORK_INIT))
+        return start_training(params, recipe, sampling.start_sampler(table))
 
     def train(
-        key: Key[Array, ""], data: ArrayDataset, table: IndexTable, snapshots: int = 1
-    ) -> list[Params]:
-        params = network.init(key_for(key, Use.NETWORK_INIT))
-        state = start_training(params, recipe, sampling.start_sampler(table))
+        key: Key[Array, "*n"],
+        data: ArrayDataset,
+        table: IndexTable,
+        snapshots: int = 1,
+        see: Callable[[Params], Any] = _copy,
+    ) -> list[Any]:
+        if key.ndim:
+            advance = together
+            state = _stack_states([start(one, table) for one in key])
+        else:
+            advance, state = alone, start(key, table)
         kept, done = [], 0
         for i in range(snapshots):
             stop = recipe.decay_steps * (i + 1) // snapshots
@@ -226,7 +277,7 @@ def make_trainer(
                 count = min(loop.steps_per_call, stop - done)
                 state, _ = advance(key, state, data, table, count)
                 done += count
-            kept.append(jax.tree.map(jnp.copy, state.params))
+            kept.append(see(state.params))
         return kept
 
     return train

@@ -60,14 +60,50 @@ def open_workdir(path: str, settings: Settings) -> Path:
     return workdir
 
 
+# Groups that only some experiments read, and fields of config.evaluate that only the
+# experiment of that name does.
+_READERS = {
+    "recover": ("recover", "compare"),
+    "coreset": ("coreset", "curve"),
+    "synthetic": ("distill", "recover", "compare", "coreset", "curve"),
+    "matcher": ("distill", "recover", "compare", "coreset", "curve"),
+    "dasm": ("distill", "recover", "compare", "coreset", "curve"),
+    "ipc": ("distill", "recover", "compare", "coreset", "curve"),
+    "measure": ("distill",),
+}
+_ONLY_EVALUATE = (
+    "synthetic",
+    "architectures",
+    "augmentations",
+    "epochs",
+    "same_compute",
+    "looks",
+)
+
+
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run depends on: a table may grow, and matchers that are not run change."""
-    kept = {k: v for k, v in config.items() if k not in ("compare", "curve", "log")}
-    matcher = config.get("matcher")
-    if config.get("experiment") == "distill" and isinstance(matcher, dict):
+    """What a run depends on: a table may grow, and matchers that are not run change.
+
+    Tables are compare, curve and evaluate: each cell of theirs knows what it depends
+    on, and is used again or not by that.
+    """
+    experiment, matcher = config.get("experiment"), config.get("matcher")
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name not in ("compare", "curve", "log")
+        and experiment in _READERS.get(name, (experiment,))
+    }
+    if isinstance(of_evaluation := kept.get("evaluate"), dict):
+        # Of a table of sets they may change: sets and networks are added to it.
+        kept["evaluate"] = {
+            name: value
+            for name, value in of_evaluation.items()
+            if name not in _ONLY_EVALUATE
+        }
+    if experiment == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")
         kept["matcher"] = {"name": name, name: matcher.get(name)}
-        kept.pop("recover", None)
     return kept
 
 
@@ -175,6 +211,15 @@ def peak_memory() -> dict[str, int | None]:
         stats = device.memory_stats() or {}
         peaks[str(device)] = stats.get("peak_bytes_in_use")
     return peaks
+
+
+def highest_peak(peaks: dict[str, int | None]) -> int:
+    """Of what ``peak_memory`` gives: the devices' where they tell, else the process's.
+
+    Bytes.
+    """
+    of_devices = [peak for name, peak in peaks.items() if peak and name != "process"]
+    return max(of_devices, default=peaks["process"] or 0)
 
 
 def manifest(data_hash: str, phases: dict[str, float]) -> dict[str, Any]:

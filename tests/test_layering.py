@@ -47,6 +47,10 @@ ROWS = [
         "dasm_jax.keys",
         "dasm_jax.loops",
         "dasm_jax.nets",
+        "dasm_jax.npz",
+        "dasm_jax.ranking",
+        "dasm_jax.records",
+        "dasm_jax.synthetic_files",
     ],
     ["dasm_jax.types"],
 ]

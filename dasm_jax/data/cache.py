@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 # What zipfile and NumPy raise on a damaged file. MemoryError: a flipped bit in an
 # array's header can ask for terabytes.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     EOFError,
     LookupError,
@@ -107,7 +107,7 @@ def find(
                     dataset = _unpack(meta, archive)
                     _log.info("%s comes from the cache file %s", key.name, path)
                     return dataset
-        except _DAMAGE as error:
+        except DAMAGE as error:
             reason = f"cache file {path} is damaged ({_first_line(error)})"
             if source_fingerprint is None:
                 raise UserError(

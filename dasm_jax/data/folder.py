@@ -88,9 +88,9 @@ def list_images(root: Path, test_share: float) -> Listing:
             f" class folders out of {there} to let config.data.test_share split them"
         )
     if parts:
-        train, test = _list_classes(parts["train"]), _list_classes(parts["test"])
+        train, test = list_classes(parts["train"]), list_classes(parts["test"])
     else:
-        train, test = _split(root, _list_classes(root), test_share)
+        train, test = _split(root, list_classes(root), test_share)
     if train.keys() != test.keys():
         only = min(train.keys() ^ test.keys())
         raise UserError(
@@ -100,10 +100,19 @@ def list_images(root: Path, test_share: float) -> Listing:
     return Listing(tuple(train), _labelled(train), _labelled(test))
 
 
-def _list_classes(root: Path) -> _Classes:
+def list_classes(root: Path, field: str = "config.data.name") -> _Classes:
+    """Finds the image files of each class, in sorted order.
+
+    Args:
+        root: holds one folder per class.
+        field: what the user is to mend.
+
+    Raises:
+        UserError: for a layout that cannot be used.
+    """
     if not root.is_dir():
         raise UserError(
-            f"config.data.name: {root} is a file; set it to the folder that holds"
+            f"{field}: {root} is a file; set it to the folder that holds"
             " one folder of images per class"
         )
     names = sorted(

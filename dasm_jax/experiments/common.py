@@ -74,7 +74,9 @@ def memory_explained(settings: Settings) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         names, name = ["network.width"], settings.matcher.name
-        if settings.experiment != "recover":
+        if settings.experiment == "evaluate":
+            names.insert(0, "evaluate.recipe.batch")
+        elif settings.experiment != "recover":
             names.insert(0, f"matcher.{name}.synthetic_batch")
             if isinstance(settings.matcher.active, BatchMethodSettings):
                 names.insert(0, f"matcher.{name}.real_batch")

@@ -37,6 +37,7 @@ from dasm_jax.workdir import (
     PhaseClock,
     RunLog,
     claim_workdir,
+    highest_peak,
     open_workdir,
 )
 
@@ -195,7 +196,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
             if name.startswith("seconds_")
             and name not in ("seconds_evaluating", "seconds_compiling")
         ),
-        "peak_bytes": _peak_bytes(details["peak_memory_bytes"]),
+        "peak_bytes": highest_peak(details["peak_memory_bytes"]),
         "commit": _short_commit(details["git_commit"]),
         "date": details["date"][:10],
         "device": f"{details['cpu_count']} cores, {', '.join(details['devices'])}",
@@ -211,12 +212,6 @@ def _outcome(folder: Path) -> dict[str, Any]:
         outcome |= {"mean": random["mean"], "std": random["std"]}
         outcome |= {"full_mean": full["mean"], "full_std": full["std"]}
     return outcome
-
-
-def _peak_bytes(peaks: dict[str, int | None]) -> int:
-    """Of the devices where they tell, else of the process."""
-    of_devices = [peak for name, peak in peaks.items() if peak and name != "process"]
-    return max(of_devices, default=peaks["process"] or 0)
 
 
 def _short_commit(commit: str | None) -> str:

@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-from dasm_jax import evaluate, plots, sampling
+from dasm_jax import evaluate, plots
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
@@ -177,12 +174,8 @@ class _Bench:
         if not facts.exists():
             self._make(cell)
         images, labels = sets.load_decoded(facts.with_suffix(".npz"))
-        data = np.zeros((self._room, *images.shape[1:]), np.float32)
-        data[: len(images)] = images
-        padded = np.zeros(self._room, np.int32)
-        padded[: len(labels)] = labels
-        table = sampling.prefix_table(len(images), self._room)
-        result = self._evaluated(jax.device_put(ArrayDataset(data, padded)), table)
+        data = evaluate.in_buffer(ArrayDataset(images, labels), self._room)
+        result = self._evaluated(*data)
         return {**result, **read_json(facts)}
 
     def _full(self) -> dict[str, Any]:

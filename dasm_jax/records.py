@@ -1,0 +1,80 @@
+"""Results that are kept by everything they depend on, and found again by it."""
+
+import hashlib
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from dasm_jax.errors import UserError
+from dasm_jax.files import read_json, write_json
+
+_log = logging.getLogger(__name__)
+
+
+def find(
+    folder: Path, identity: dict[str, Any], networks: int
+) -> dict[str, Any] | None:
+    """The result of this identity, or None where there is no intact one.
+
+    Args:
+      folder: where ``keep`` put it.
+      identity: plain JSON.
+      networks: how many accuracies it must have.
+    """
+    path = folder / _name(identity)
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+    except UserError:
+        content = None
+    if isinstance(content, dict) and content.get("identity") == _plain(identity):
+        result = content.get("result")
+        if _is_result(result, networks):
+            return result
+    _log.warning("%s is damaged; it is ignored and written anew", path)
+    return None
+
+
+def keep(folder: Path, identity: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write a result, whole or not at all.
+
+    Args:
+      folder: made where it does not exist.
+      identity: plain JSON.
+      result: plain JSON with the accuracies ``networks`` and ``best``, and
+        ``wall_seconds``.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    content = {"identity": _plain(identity), "result": result}
+    write_json(folder / _name(identity), content)
+
+
+def _plain(identity: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(identity))
+
+
+def _name(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32] + ".json"
+
+
+def _is_result(result: Any, networks: int) -> bool:
+    if not isinstance(result, dict):
+        return False
+    for name in ("networks", "best"):
+        values = result.get(name)
+        if not isinstance(values, list) or len(values) != networks:
+            return False
+        if not all(type(v) in (int, float) and 0 <= v <= 1 for v in values):
+            return False
+    seconds = result.get("wall_seconds")
+    return isinstance(seconds, int | float) and math.isfinite(seconds)

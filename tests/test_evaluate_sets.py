@@ -1,0 +1,403 @@
+"""experiment=evaluate: cells, what is kept, scores, the table, and refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dasm_jax import evaluate, ranking, run
+from dasm_jax.errors import UserError
+from dasm_jax.evaluate import Accuracy
+from dasm_jax.experiments import common
+from dasm_jax.experiments.evaluate import images_of, steps_for
+from dasm_jax.experiments.evaluate_table import add_scores
+from dasm_jax.settings import from_config
+from dasm_jax.synthetic_files import SyntheticFile, load_set
+from dasm_jax.types import ArrayDataset
+from tests.small import small_config, small_dataset, small_problem
+from tests.test_synthetic_files import make_file
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _small_data(monkeypatch):
+    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
+
+
+class Counter:
+    """Stands in for the evaluator: accuracies made up from what it is given."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.fail = [], None
+        monkeypatch.setattr(evaluate, "make_evaluator", self.make)
+
+    def make(self, problem, *, network, recipe, looks):
+        def evaluator(data, table):
+            count = int(table.counts[0])
+            self.calls.append((count, recipe.augment, recipe.decay_steps))
+            if self.fail is not None:
+                self.fail(len(self.calls))
+            base = min(count, 40) / 80 + 0.1 * bool(recipe.augment)
+            networks = tuple(base + 0.01 * n for n in range(2))
+            return Accuracy(networks, tuple(x + 0.05 for x in networks))
+
+        return evaluator
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    return Counter(monkeypatch)
+
+
+@pytest.fixture
+def made(tmp_path):
+    return make_file(tmp_path / "synthetic.npz", small_problem(), factor=2, ipc=3)
+
+
+def start(workdir, path, **changes):
+    changes = {"experiment": "evaluate", "evaluate__synthetic": str(path), **changes}
+    return run.run(from_config(small_config(**changes)), str(workdir))
+
+
+def rows_of(workdir):
+    return json.loads((workdir / "summary.json").read_text())["table"]
+
+
+# --- a true run -----------------------------------------------------------------------
+
+
+def test_a_whole_evaluation(tmp_path, made):
+    text = start(
+        tmp_path / "run",
+        made,
+        evaluate__architectures=("convnet/instance", "convnet/batch"),
+        evaluate__augmentations=("recipe", "none"),
+    )
+    assert all(len(line) <= 80 for line in text.split("\n\nwrote")[0].splitlines())
+    rows = rows_of(tmp_path / "run")
+    kinds = [(row["architecture"], row["augmentation"], row["images"]) for row in rows]
+    assert kinds == [
+        (architecture, augmentation, images)
+        for architecture in ("convnet/instance", "convnet/batch")
+        for augmentation in ("recipe", "none")
+        for images in ("set", "Random", "Full")
+    ]
+    for row in rows:
+        assert len(row["networks"]) == 2
+        assert row["mean"] == pytest.approx(np.mean(row["networks"]))
+        assert row["best_mean"] >= row["mean"]
+        assert row["steps"] == 6
+        assert row["wall_seconds"] > 0
+        assert row["peak_bytes"] > 1e6
+        stored = 80 * 64 if row["images"] == "Full" else 6 * 64
+        assert row["stored_bytes"] == stored
+        assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" in text
+        if row["images"] == "set":
+            assert 0 <= row["lrs"][0] <= 1
+            assert ("ars" in row) == (row["augmentation"] == "recipe")
+    assert "best on the test split, not a result" in text
+    # The evaluator of the library says the same of the set.
+    p = small_problem(evaluate__at_once=1)
+    found = load_set(made, p.dataset, p.statistics)
+    expected = evaluate.make_evaluator(p)(*evaluate.in_buffer(found.decoded, 24))
+    assert rows[0]["networks"] == list(expected.networks)
+    document = (tmp_path / "run" / "table.md").read_text()
+    assert "| images | convnet/instance | convnet/batch |" in document
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert set(manifest["wall_seconds"]) == {"data", "evaluate"}
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["evaluation"] * 12
+
+
+# --- what is kept ---------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, made, counter):
+    def interrupt(call):
+        if call == 2:
+            raise KeyboardInterrupt
+
+    counter.fail = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", made)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / "manifest.json").exists()
+    counter.fail = None
+    start(tmp_path / "run", made)
+    # The set is done; Random, 6 images, is begun again.
+    assert [count for count, *_ in counter.calls] == [24, 6, 6, 80]
+    assert [row["reused"] for row in rows_of(tmp_path / "run")] == [True, False, False]
+    text = start(tmp_path / "run", made)
+    assert len(counter.calls) == 4
+    assert text.count("*") >= 3
+
+
+def test_a_table_may_grow(tmp_path, made, counter):
+    start(tmp_path / "run", made)
+    other = make_file(tmp_path / "other.npz", small_problem(), factor=1, ipc=2)
+    start(tmp_path / "run", f"{made},{other}", evaluate__augmentations=("none",))
+    start(
+        tmp_path / "run",
+        f"{made},{other}",
+        evaluate__augmentations=("recipe", "none"),
+        evaluate__architectures=("convnet",),
+    )
+    counts = [count for count, *_ in counter.calls]
+    # The last run has new of 'recipe' only the other set and its Random; Full is kept.
+    assert counts == [24, 6, 80, 24, 4, 6, 4, 80, 4, 4]
+
+
+def test_baselines_are_kept_for_other_runs_and_sets_are_not(
+    tmp_path, made, counter, cache_dir
+):
+    start(tmp_path / "a", made)
+    start(tmp_path / "b", made)
+    assert [count for count, *_ in counter.calls] == [24, 6, 80, 24]
+    kept = sorted((cache_dir / "baselines").iterdir())
+    assert len(kept) == 2
+    assert all(file.suffix == ".json" for file in kept)
+    assert (
+        rows_of(tmp_path / "a")[1]["networks"]
+        == (rows_of(tmp_path / "b")[1]["networks"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({}, set()),
+        ({"seed": 3}, {6}),  # of the draw; Full has none
+        ({"evaluate__seed": 3}, {6, 80}),
+        ({"evaluate__steps": 7}, {6, 80}),
+        ({"evaluate__recipe__lr": 0.02}, {6, 80}),
+        ({"evaluate__looks": 2}, {6, 80}),
+        ({"network__width": 5}, {6, 80}),
+        ({"evaluate__architectures": ("convnet/batch",)}, {6, 80}),
+        ({"evaluate__augmentations": ("dsa",)}, {6, 80}),
+        ({"data__mean": (0.3,), "data__std": (0.4,)}, {6, 80}),
+        ({"evaluate__at_once": 2}, {6, 80}),
+    ],
+)
+def test_baselines_depend_on_what_makes_them(tmp_path, counter, changes, again):
+    images = np.zeros((6, 8, 8, 1), np.float32)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(6) % 2)
+    start(tmp_path / "a", tmp_path / "x.npz")
+    del counter.calls[:]
+    # Of 6 images like Random, so it is the first call.
+    start(tmp_path / "b", tmp_path / "x.npz", **changes)
+    assert {count for count, *_ in counter.calls[1:]} == again
+
+
+def test_a_damaged_result_is_made_again(tmp_path, made, counter, cache_dir):
+    start(tmp_path / "a", made)
+    files = sorted((cache_dir / "baselines").iterdir())
+    for damage in (b"{", b"[]", b"", files[1].read_bytes(), b'{"identity": 1}'):
+        files[0].write_bytes(damage)
+        del counter.calls[:]
+        start(tmp_path / f"b{len(damage)}", made)
+        assert len(counter.calls) == 2  # the set, and one baseline
+        assert "networks" in json.loads(files[0].read_text())["result"]
+    content = json.loads(files[0].read_text())
+    for wrong in ([0.5], [0.5, 7], [0.5, None], [0.5, float("nan")], "ab", None):
+        content["result"]["networks"] = wrong
+        files[0].write_text(json.dumps(content))
+        del counter.calls[:]
+        start(tmp_path / f"c{wrong}", made)
+        assert len(counter.calls) == 2
+
+
+def test_a_set_that_changed_is_evaluated_again(tmp_path, made, counter):
+    start(tmp_path / "run", made)
+    make_file(made, small_problem(), factor=1, ipc=3)
+    start(tmp_path / "run", made)
+    assert [count for count, *_ in counter.calls] == [24, 6, 80, 6]
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    tmp_path, made, counter, cache_dir
+):
+    cache_dir.write_text("a file where the folder should be")
+    assert "Full" in start(tmp_path / "run", made)
+    first = (tmp_path / "run" / "log.txt").read_text()
+    start(tmp_path / "run", made)
+    assert len(counter.calls) == 3  # the workdir has them
+    assert "not kept" in first
+
+
+def test_a_cell_that_fails_is_its_result(tmp_path, made, counter):
+    def diverge(call):
+        if call == 2:
+            raise UserError("evaluation network 1 diverged; lower it")
+
+    counter.fail = diverge
+    text = start(tmp_path / "run", made)
+    assert "failed: convnet, recipe, Random: evaluation network 1 diverged" in text
+    assert [("failure" in row) for row in rows_of(tmp_path / "run")] == [
+        False,
+        True,
+        False,
+    ]
+    assert "lrs" not in rows_of(tmp_path / "run")[0]
+    start(tmp_path / "run", made)  # and tried again
+    assert [count for count, *_ in counter.calls] == [24, 6, 80, 6]
+
+
+# --- steps and baselines --------------------------------------------------------------
+
+
+def set_of(decoded, counts=(3, 3), factor=1):
+    images = np.zeros((decoded, 8, 8, 1), np.float32)
+    labels = np.arange(decoded, dtype=np.int32) % 2
+    total = sum(counts)
+    return SyntheticFile(
+        Path("x"), ArrayDataset(images, labels), counts, total, factor, "hash"
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "same_compute", "decoded", "factor", "steps"),
+    [
+        (0, False, 100, 2, 6),  # as the config says
+        (10, False, 100, 2, 60),  # 6 whole batches of 16
+        (10, False, 7, 1, 10),  # less than a batch goes round
+        (10, True, 100, 2, 15),
+        (3, True, 100, 3, 2),
+        (1, True, 16, 3, 1),  # never none
+    ],
+)
+def test_epochs_are_passes_of_the_sampler(epochs, same_compute, decoded, factor, steps):
+    p = small_problem(evaluate__epochs=epochs, evaluate__same_compute=same_compute)
+    s = p.settings.evaluate
+    assert steps_for(s, set_of(decoded, factor=factor)) == steps
+
+
+def test_sets_share_baselines_of_equal_size_and_steps():
+    p = small_problem(evaluate__epochs=2)
+    sets = [set_of(16), set_of(16), set_of(16, (5, 1)), set_of(32)]
+    found = [(i.kind, i.sets, i.steps, i.counts) for i in images_of(p, sets)]
+    assert found == [
+        ("set", (1,), 2, ()),
+        ("set", (2,), 2, ()),
+        ("set", (3,), 2, ()),
+        ("set", (4,), 4, ()),
+        ("Random", (1, 2), 2, (3, 3)),
+        ("Random", (3,), 2, (5, 1)),
+        ("Random", (4,), 4, (3, 3)),
+        ("Full", (1, 2, 3), 2, ()),
+        ("Full", (4,), 4, ()),
+    ]
+    alone = small_problem(evaluate__baselines=False)
+    assert [i.kind for i in images_of(alone, sets)] == ["set"] * 4
+    with pytest.raises(UserError, match="stores 41 images of class '1'"):
+        images_of(p, [set_of(16, (0, 41))])
+
+
+# --- scores ---------------------------------------------------------------------------
+
+
+def row(images, networks, augmentation="recipe", sets=(1,), **more):
+    return {
+        "architecture": "convnet",
+        "augmentation": augmentation,
+        "images": images,
+        "sets": list(sets),
+        "networks": networks,
+        **more,
+    }
+
+
+def test_scores_are_taken_network_by_network():
+    rows = [
+        row("set", [0.6, 0.7]),
+        row("set", [0.1, 0.1], sets=(2,)),
+        row("Random", [0.9, 0.9], sets=(2,)),
+        row("Random", [0.5, 0.4]),
+        row("Full", [0.9, 0.8], sets=(1, 2)),
+        row("set", [0.5, 0.5], "none"),
+        row("Random", [0.4, 0.2], "none"),
+        row("Full", [0.9, 0.9], "none"),
+    ]
+    add_scores(rows)
+    assert rows[0]["hlr"] == pytest.approx([0.2, 0.2**0.5 * 0.1 * 10**0.5])
+    assert rows[0]["ior"] == pytest.approx([0.2, 0.1 * 2**0.5])
+    lrs = [ranking.label_robust_score(*pair) for pair in ((0.3, 0.1), (0.1, 0.3))]
+    assert rows[0]["lrs"][0] == pytest.approx(np.mean(lrs))
+    ars = [
+        ranking.augmentation_robust_score(*pair) for pair in ((0.1, 0.1), (0.3, 0.3))
+    ]
+    assert rows[0]["ars"][0] == pytest.approx(np.mean(ars))
+    assert rows[1]["ior"][0] == pytest.approx(-0.8)
+    assert "ars" not in rows[1]  # not evaluated without augmentation
+    assert "ars" not in rows[5]
+    assert "hlr" not in rows[3]
+
+
+# --- refusals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluate__synthetic": ""}, r"config\.evaluate\.synthetic is empty"),
+        ({"evaluate__synthetic": " , "}, r"config\.evaluate\.synthetic is empty"),
+        ({"evaluate__same_compute": True}, r"same_compute .* epochs"),
+        ({"evaluate__architectures": ("convnet", "convnet")}, "twice"),
+        ({"evaluate__architectures": ("convnet", "resnet99")}, "unknown network"),
+        ({"evaluate__augmentations": ("dsa", "cutout")}, "dsa_cutmix"),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path, made, counter, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        start(tmp_path / "run", made, **changes)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert counter.calls == []
+
+
+def test_only_what_is_read_is_checked(tmp_path, made, counter):
+    # Of a synthesis that is not run.
+    start(tmp_path / "run", made, ipc=500, synthetic__factor=3, network__norm="batch")
+    assert len(counter.calls) == 3
+
+
+def test_a_workdir_minds_only_what_an_evaluation_reads(tmp_path, made, counter):
+    start(tmp_path / "run", made)
+    start(
+        tmp_path / "run",
+        made,
+        ipc=6,
+        dasm__segments=1,
+        matcher__name="dm",
+        curve__seeds=(7,),
+        coreset__steps=3,
+        measure__steps=3,
+        recover__steps=3,
+    )
+    with pytest.raises(UserError, match=r"differs in evaluate\.recipe\.lr"):
+        start(tmp_path / "run", made, evaluate__recipe__lr=0.5)
+
+
+@pytest.mark.parametrize("value", ["", "nothing.npz"])
+def test_the_command_line(tmp_path, value):
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "main.py"),
+            "--config=configs/digits.py",
+            f"--workdir={tmp_path}/run",
+            "--config.experiment=evaluate",
+            f"--config.evaluate.synthetic={value}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "evaluate.synthetic" in lines[0]
+    assert "Traceback" not in done.stderr

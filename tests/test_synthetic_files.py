@@ -1,0 +1,257 @@
+"""Sets from disk: what is read, and everything that is refused in one line."""
+
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dasm_jax import export, npz, synthetic_files
+from dasm_jax.errors import UserError
+from dasm_jax.parameterization import make_parameterization
+from dasm_jax.synthetic_files import find_sets, load_set
+from dasm_jax.types import SyntheticSet
+from tests.small import small_problem
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return small_problem()
+
+
+def make_file(path, problem, factor=2, ipc=3):
+    count = 2 * ipc
+    pixels = np.linspace(0, 1, count * 64, dtype=np.float32).reshape(count, 8, 8, 1)
+    export.save_synthetic(
+        path,
+        SyntheticSet(
+            pixels,
+            np.repeat(np.arange(2, dtype=np.int32), ipc),
+            np.ones(count, np.int32),
+        ),
+        parameterization=make_parameterization("single", factor, (8, 8)),
+        statistics=problem.statistics,
+        class_names=problem.dataset.class_names,
+    )
+    return path
+
+
+def fields_of(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture
+def whole(tmp_path, problem):
+    return fields_of(make_file(tmp_path / "whole.npz", problem))
+
+
+def load(path, problem):
+    return load_set(path, problem.dataset, problem.statistics)
+
+
+def refuse(path, problem, match):
+    with pytest.raises(UserError, match=match) as caught:
+        load(path, problem)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(path) in str(caught.value) or "evaluate.synthetic" in str(caught.value)
+
+
+# --- what is read ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_our_own_file(tmp_path, problem, factor):
+    path = make_file(tmp_path / "synthetic.npz", problem, factor)
+    found = load(path, problem)
+    arrays = fields_of(path)
+    np.testing.assert_array_equal(found.decoded.images, arrays["images"])
+    np.testing.assert_array_equal(found.decoded.labels, arrays["labels"])
+    assert len(found.decoded.labels) == 6 * factor**2
+    # What is stored counts, whatever it decodes to.
+    assert found.stored_bytes == 6 * 64
+    assert found.stored_counts == (3, 3)
+    assert found.factor == factor
+
+
+def test_images_and_labels_alone(tmp_path, problem):
+    bytes_ = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1)
+    labels = np.array([1, 0, 1], np.uint8)
+    np.savez(tmp_path / "u8.npz", images=bytes_, labels=labels)
+    np.savez_compressed(
+        tmp_path / "f64.npz", images=bytes_ / 255, labels=labels.astype(np.int64)
+    )
+    found = [load(tmp_path / name, problem) for name in ("u8.npz", "f64.npz")]
+    for each in found:
+        assert each.decoded.images.dtype == np.float32
+        assert each.decoded.labels.dtype == np.int32
+        np.testing.assert_allclose(each.decoded.images, bytes_ / 255, atol=1e-7)
+        assert each.stored_bytes == 3 * 64
+        assert each.stored_counts == (1, 2)
+        assert each.factor == 1
+    assert found[0].content_hash != found[1].content_hash
+
+
+def test_a_folder_of_images(tmp_path, problem):
+    shades = {"1": (10, 20), "0": (30,)}
+    for name, values in shades.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i, value in enumerate(values):
+            image = Image.fromarray(np.full((8, 8), value, np.uint8))
+            image.save(tmp_path / "set" / name / f"{i}.png")
+    found = load(tmp_path / "set", problem)
+    assert found.decoded.labels.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(
+        found.decoded.images[:, 0, 0, 0] * 255, [30, 10, 20], rtol=1e-6
+    )
+    assert found.stored_bytes == 3 * 64
+    (tmp_path / "set" / "0").rename(tmp_path / "set" / "horse")
+    refuse(tmp_path / "set", problem, "another dataset's.*'horse'")
+
+
+def test_where_sets_are_looked_for(tmp_path, problem, monkeypatch):
+    (tmp_path / "run" / "images").mkdir(parents=True)
+    make_file(tmp_path / "run" / "synthetic.npz", problem)
+    make_file(tmp_path / "other.npz", problem)
+    monkeypatch.chdir(tmp_path)
+    assert find_sets("run, other.npz ,") == [
+        tmp_path / "run" / "synthetic.npz",
+        tmp_path / "other.npz",
+    ]
+    with pytest.raises(UserError, match=r"there is no .*nothing\.npz"):
+        find_sets("other.npz,nothing.npz")
+    with pytest.raises(UserError, match="twice"):
+        find_sets("run,run/synthetic.npz")
+
+
+def test_the_hash_is_of_what_networks_see(tmp_path, problem):
+    first, same, other = (
+        load(make_file(tmp_path / name, problem, ipc=ipc), problem)
+        for name, ipc in (("a.npz", 3), ("b.npz", 3), ("c.npz", 2))
+    )
+    assert first.content_hash == same.content_hash != other.content_hash
+
+
+# --- what is refused ------------------------------------------------------------------
+
+NAN = np.full((24, 8, 8, 1), np.nan, np.float32)
+IMAGES = np.zeros((24, 8, 8, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "no field images"),
+        ({"labels": None}, "no field labels"),
+        ({"stored_labels": None}, "no field stored_labels"),
+        ({"stored_pixels": None}, "no field stored_pixels"),
+        ({"std": None}, "no field std"),
+        ({"images": IMAGES[0]}, "shape"),
+        ({"images": IMAGES[:0]}, "at least one image"),
+        ({"images": np.zeros((24, 28, 28, 1), np.float32)}, "28x28x1.*8x8x1"),
+        ({"images": np.zeros((24, 1, 8, 8), np.float32)}, "channels first"),
+        ({"stored_pixels": np.zeros((6, 4, 4, 1), np.float32)}, "4x4x1"),
+        ({"images": IMAGES.astype(np.int64)}, "type int64"),
+        ({"images": NAN}, "not finite"),
+        ({"images": IMAGES - 2}, "undo their normalisation"),
+        ({"stored_pixels": np.full((6, 8, 8, 1), 255.0)}, "undo their normalisation"),
+        ({"labels": np.zeros(3, np.int32)}, r"labels is int32\[3\]"),
+        ({"labels": np.zeros((24, 2), np.float32)}, r"labels is float32\[24, 2\]"),
+        ({"labels": np.full(24, 2, np.int32)}, "holds 2, outside 0 … 1"),
+        ({"labels": np.full(24, -1, np.int32)}, "holds -1"),
+        ({"stored_labels": np.zeros(6, np.int32)}, "class 1 is in only one"),
+        ({"factor": np.int32(0)}, "factor is 0"),
+        ({"factor": np.ones(3)}, "one whole number"),
+        ({"class_names": np.array(["cat", "dog"])}, "another dataset's.*'cat' for '0'"),
+        ({"class_names": np.array(["0", "1", "2"])}, "another dataset's"),
+        ({"mean": np.float32([0.9])}, r"config\.data\.mean"),
+        ({"std": np.float32([np.nan])}, r"config\.data\.std"),
+        ({"mean": np.zeros(3, np.float32)}, "another dataset's"),
+        ({"zca_matrix": np.eye(64)}, r"config\.data\.zca=True"),
+        ({"images": np.array([{}] * 24)}, "never unpickled"),
+        ({"class_names": np.array(["0", None])}, "never unpickled"),
+    ],
+)
+def test_a_file_that_is_not_as_it_should_be(tmp_path, problem, whole, changes, message):
+    arrays = {k: v for k, v in {**whole, **changes}.items() if v is not None}
+    np.savez(tmp_path / "bad.npz", **arrays)
+    refuse(tmp_path / "bad.npz", problem, message)
+
+
+def test_nothing_is_unpickled(tmp_path, problem):
+    called = tmp_path / "called"
+
+    class Trap:
+        def __reduce__(self):
+            return called.write_text, ("gotcha",)
+
+    with zipfile.ZipFile(tmp_path / "trap.npz", "w") as archive:
+        archive.writestr("images.npy", pickle.dumps(Trap()))
+        archive.writestr("labels.npy", pickle.dumps(Trap()))
+    refuse(tmp_path / "trap.npz", problem, "cannot be read")
+    np.savez(tmp_path / "trap.npz", images=np.array([Trap()] * 2), labels=np.zeros(2))
+    refuse(tmp_path / "trap.npz", problem, "never unpickled")
+    assert not called.exists()
+
+
+def header(shape, dtype="<f4"):
+    file = io.BytesIO()
+    description = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()
+
+
+def test_a_header_that_promises_too_much_is_not_believed(tmp_path, problem):
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("images.npy", header((10**9, 8, 8, 1)) + bytes(64))
+        archive.writestr("labels.npy", header((10**9,), "<i4"))
+    refuse(tmp_path / "bad.npz", problem, "should have 256000000000 bytes and has 64")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, problem, monkeypatch):
+    labels = np.zeros(2**16, np.int32)
+    images = np.zeros((2**16, 8, 8, 1), np.float32)
+    np.savez_compressed(tmp_path / "bomb.npz", images=images, labels=labels)
+    assert load(tmp_path / "bomb.npz", problem).stored_counts == (2**16, 0)  # small
+    monkeypatch.setattr(npz, "ALWAYS_ALLOWED", 2**23)
+    monkeypatch.setattr(npz.NpzReader, "array", None)  # calling it would fail
+    refuse(tmp_path / "bomb.npz", problem, "decompression bomb")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
+def test_a_truncated_file(tmp_path, problem, keep):
+    path = make_file(tmp_path / "bad.npz", problem)
+    content = path.read_bytes()
+    count = keep if isinstance(keep, int) else int(keep * len(content))
+    path.write_bytes(content[:count])
+    refuse(path, problem, r"no \.npz file|cannot be read")
+
+
+def test_a_flipped_bit(tmp_path, problem):
+    path = make_file(tmp_path / "bad.npz", problem)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+    refuse(path, problem, "cannot be read")
+
+
+def test_whitened_sets_need_whitened_networks(tmp_path):
+    white = small_problem(data__zca=True)
+    path = make_file(tmp_path / "white.npz", white)
+    assert load(path, white).stored_counts == (3, 3)
+    refuse(path, small_problem(), r"config\.data\.zca=True")
+    plain = make_file(tmp_path / "plain.npz", small_problem())
+    refuse(plain, white, r"config\.data\.zca=False")
+
+
+def test_an_empty_folder_is_no_set(tmp_path, problem):
+    (tmp_path / "run" / "images").mkdir(parents=True)
+    refuse(tmp_path / "run", problem, "class folder")
+
+
+def test_field_names_are_those_of_the_config():
+    from dasm_jax.settings import check_key
+
+    check_key(synthetic_files.FIELD)
