@@ -21,6 +21,8 @@ class Accuracy(NamedTuple):
     """Test accuracies in [0, 1] of networks that differ in their seed only."""
 
     networks: tuple[float, ...]  # at the last step, never the best one
+    # f32[N_test], share of the networks that are right on each test image
+    correct: np.ndarray | None = None
 
     @property
     def mean(self) -> float:
@@ -40,10 +42,16 @@ def accuracy(
     predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
 ) -> float:
     """Share of images that are predicted correctly; NaN where a logit is not finite."""
+    return float(correctness(predict, params, data).mean())
+
+
+def correctness(
+    predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
+) -> Array:
+    """f32[N], 1 where an image is predicted correctly; NaN if a logit is not finite."""
     logits = predict(params, jax.device_put(data.images))
-    if not jnp.isfinite(logits).all():
-        return float("nan")
-    return float((jnp.argmax(logits, axis=1) == data.labels).mean())
+    correct = (jnp.argmax(logits, axis=1) == data.labels).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(logits).all(), correct, jnp.nan)
 
 
 def make_evaluator(
@@ -74,17 +82,18 @@ def make_evaluator(
     test = jax.device_put(problem.dataset.test)
 
     def evaluate(data: ArrayDataset, table: IndexTable) -> Accuracy:
-        accuracies = []
+        accuracies, correct = [], []
         for network in range(s.networks):
             key = key_for(root, Use.EVALUATION_NETWORK, network)
             params = train(key, data, table)[-1]
-            accuracies.append(accuracy(predict, params, test))
+            correct.append(correctness(predict, params, test))
+            accuracies.append(float(correct[-1].mean()))
             if np.isnan(accuracies[-1]):
                 raise UserError(
                     f"evaluation network {network + 1} diverged; lower "
                     f"config.evaluate.recipe.lr={s.recipe.lr:g}"
                 )
-        return Accuracy(tuple(accuracies))
+        return Accuracy(tuple(accuracies), np.mean(correct, axis=0))
 
     return evaluate
 
