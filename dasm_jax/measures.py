@@ -124,9 +124,8 @@ def make_reference(problem: Problem) -> Reference | None:
     judges = [[params] for params in networks]
     test = problem.dataset.test
     difficulty = score(judges, *problem.real).scores
-    test_difficulty = score(
-        judges, jax.device_put(test.images), test.labels.astype(np.int32)
-    ).scores
+    on_device = jax.device_put(ArrayDataset(test.images, test.labels.astype(np.int32)))
+    test_difficulty = score(judges, *on_device).scores
     if not (np.isfinite(difficulty).all() and np.isfinite(test_difficulty).all()):
         return None
     of_class = [
