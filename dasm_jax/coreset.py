@@ -18,9 +18,6 @@ from dasm_jax.types import Array, Params
 # (method, images per class) -> positions i64[C, ipc] in the train split
 Select = Callable[[str, int], np.ndarray]
 
-# Images whose embeddings are computed at once.
-CHUNK = 500
-
 
 def random_indices(
     problem: Problem, root: jax.Array, counts: Sequence[int]
@@ -122,20 +119,21 @@ def make_selector(problem: Problem, root: jax.Array) -> Select:
 
 
 def embed(problem: Problem, params: Params) -> Array:
-    """Embeddings f32[N, D] of the train split: what the classifier sees, flattened."""
+    """Embeddings f32[N, D] of the train split."""
+    return make_embedder(problem)(params, problem.real.images)
 
-    @jax.jit
-    def of_chunk(params, images):
-        inputs = training.normalize(training.to_unit(images), problem.statistics)
+
+def make_embedder(problem: Problem) -> Callable[[Params, Array], Array]:
+    """Compile ``embed(params, images) -> f32[N, D]``: what the classifier sees, flat.
+
+    Images are u8 or f32 in [0, 1], [N, H, W, C].
+    """
+
+    def last_layer(params: Params, inputs: Array) -> Array:
         last = problem.network.layers(params, inputs)[-1]
         return last.reshape(len(last), -1)
 
-    images = problem.real.images
-    parts = [
-        of_chunk(params, images[start : start + CHUNK])
-        for start in range(0, len(images), CHUNK)
-    ]
-    return jnp.concatenate(parts)
+    return training.make_predictor(last_layer, problem.statistics)
 
 
 def _check_finite(problem: Problem, params: Params) -> None:

@@ -54,6 +54,9 @@ class SegmentResult(NamedTuple):
     learned: Any  # beside the pixels: the student's step size, or ()
     pool: Pool
     seconds: Seconds
+    # On the host: what the matcher looked at, as it stands after the last inner step.
+    # Parameters of a network, or a ``matching.Span`` of them.
+    seen: Any
 
 
 def _start_pixels(
@@ -227,7 +230,8 @@ def match_segment(
         seconds = seconds._replace(matching=seconds.matching + spent)
         on_outer(Progress(plan, outer + 1, distances, spent))
     learned = jax.tree.map(float, state.variables.learned)
-    return SegmentResult(plan, good, learned, pool, seconds)
+    seen = learner.view(root, state.learner, data, state.step - 1)
+    return SegmentResult(plan, good, learned, pool, seconds, jax.device_get(seen))
 
 
 def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:

@@ -26,6 +26,8 @@ class Accuracy(NamedTuple):
     # Of all looks that were taken, for comparison with publications that report it:
     # chosen on the test split, so not a result.
     best: tuple[float, ...] = ()
+    # f32[N_test], share of the networks that are right on each test image
+    correct: np.ndarray | None = None
 
     @property
     def mean(self) -> float:
@@ -45,10 +47,16 @@ def accuracy(
     predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
 ) -> float:
     """Share of images that are predicted correctly; NaN where a logit is not finite."""
+    return float(correctness(predict, params, data).mean())
+
+
+def correctness(
+    predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
+) -> Array:
+    """f32[N], 1 where an image is predicted correctly; NaN if a logit is not finite."""
     logits = predict(params, jax.device_put(data.images))
-    if not jnp.isfinite(logits).all():
-        return float("nan")
-    return float((jnp.argmax(logits, axis=1) == data.labels).mean())
+    correct = (jnp.argmax(logits, axis=1) == data.labels).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(logits).all(), correct, jnp.nan)
 
 
 def make_evaluator(
@@ -91,21 +99,21 @@ def make_evaluator(
 
     def train_chunk(
         chunk: range, data: ArrayDataset, table: IndexTable
-    ) -> list[list[float]]:
-        """Test accuracies [look][network]."""
+    ) -> list[list[np.ndarray]]:
+        """Correctness f32[N_test] of [look][network]."""
         keys = [key_for(root, Use.EVALUATION_NETWORK, network) for network in chunk]
         # One alone is not mapped over: its numbers do not depend on ``at_once``.
         alone = len(chunk) == 1
 
-        def see(params: Params) -> list[float]:
+        def see(params: Params) -> list[np.ndarray]:
             each = [params] if alone else _unstack(params, len(chunk))
-            return [accuracy(predict, one, test) for one in each]
+            return [np.asarray(correctness(predict, one, test)) for one in each]
 
         return train(keys[0] if alone else jnp.stack(keys), data, table, looks, see)
 
     def evaluate(data: ArrayDataset, table: IndexTable) -> Accuracy:
         nonlocal at_once
-        last: list[float] = []
+        last: list[np.ndarray] = []
         best: list[float] = []
         while len(last) < s.networks:
             chunk = range(len(last), min(len(last) + at_once, s.networks))
@@ -118,15 +126,18 @@ def make_evaluator(
                     )
                 at_once = len(chunk) // 2
                 continue
-            for network, value in zip(chunk, seen[-1]):
-                if np.isnan(value):
+            for network, correct in zip(chunk, seen[-1]):
+                if np.isnan(correct).any():
                     raise UserError(
                         f"evaluation network {network + 1} diverged; lower "
                         f"config.evaluate.recipe.lr={recipe.learning_rate:g}"
                     )
             last += seen[-1]
-            best += [float(np.nanmax(values)) for values in zip(*seen)]
-        return Accuracy(tuple(last), tuple(best))
+            for looks_at_one in zip(*seen):
+                accuracies = [float(correct.mean()) for correct in looks_at_one]
+                best.append(float(np.nanmax(accuracies)))
+        accuracies = tuple(float(correct.mean()) for correct in last)
+        return Accuracy(accuracies, tuple(best), np.mean(last, axis=0))
 
     return evaluate
 

@@ -29,6 +29,7 @@ class Use(enum.IntEnum):
     EXPERT = 12
     EXPERT_SPAN = 13
     SELECTION = 14
+    MEASURE = 15
 
 
 def key_for(

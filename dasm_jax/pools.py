@@ -172,10 +172,17 @@ def decile_shares(problem: Problem, pool: Pool) -> np.ndarray | None:
     """
     if pool.difficulty is None:
         return None
-    held, there = np.zeros(10), np.zeros(10)
-    for indices, members in zip(problem.class_indices, pool.members):
-        order = indices[np.argsort(pool.difficulty.scores[indices], kind="stable")]
-        decile = 10 * np.arange(len(order)) // len(order)
-        there += np.bincount(decile, minlength=10)
-        held += np.bincount(decile[np.isin(order, members)], minlength=10)
-    return held / np.maximum(there, 1)
+    deciles = schedule.class_deciles(pool.difficulty.scores, problem.class_indices)
+    return np.nan_to_num(share_held(deciles, pool.members))
+
+
+def share_held(deciles: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
+    """Share of each decile that a pool holds, f64[10]; NaN where a decile is empty.
+
+    Args:
+      deciles: i64[N] of the real images.
+      members: i64[P_c] of the pool, per class.
+    """
+    held = np.zeros(len(deciles))
+    held[np.concatenate(members)] = 1
+    return schedule.decile_means(held, deciles)

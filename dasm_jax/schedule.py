@@ -12,12 +12,39 @@ import numpy as np
 
 from dasm_jax.errors import UserError
 
+# Parts of a class by difficulty, in whatever is reported of it.
+DECILES = 10
+
 
 class Window(NamedTuple):
     """Quantiles of difficulty, 0 ≤ low < high ≤ 1."""
 
     low: float
     high: float
+
+
+def class_deciles(scores: np.ndarray, class_indices: list[np.ndarray]) -> np.ndarray:
+    """Decile of every image inside its class, 0 easiest; ties by place in the dataset.
+
+    Args:
+      scores: f[N], larger is harder.
+      class_indices: i64[n_c] per class, into the N images.
+
+    Returns:
+      i64[N] of 0 … 9. A class of n < 10 images is in n of them.
+    """
+    deciles = np.zeros(len(scores), np.int64)
+    for indices in class_indices:
+        order = indices[np.argsort(scores[indices], kind="stable")]
+        deciles[order] = DECILES * np.arange(len(order)) // max(len(order), 1)
+    return deciles
+
+
+def decile_means(values: np.ndarray, deciles: np.ndarray) -> np.ndarray:
+    """Mean of values [N] in each decile, f64[10]; NaN in a decile that has none."""
+    there = np.bincount(deciles, minlength=DECILES)
+    total = np.bincount(deciles, values.astype(np.float64), minlength=DECILES)
+    return np.where(there > 0, total / np.maximum(there, 1), np.nan)
 
 
 class ClassDifficulty(NamedTuple):

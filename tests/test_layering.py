@@ -16,6 +16,7 @@ ROWS = [
     ["main"],
     ["dasm_jax.run"],
     ["dasm_jax.experiments"],
+    ["dasm_jax.measures"],
     ["dasm_jax.dasm", "dasm_jax.evaluate"],
     ["dasm_jax.coreset", "dasm_jax.plan", "dasm_jax.pools", "dasm_jax.supply"],
     ["dasm_jax.problem", "dasm_jax.workdir"],

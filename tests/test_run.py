@@ -115,7 +115,8 @@ def test_logs_and_pictures(finished):
     assert kinds.count("evaluation") == 5
     manifest = json.loads((workdir / "manifest.json").read_text())
     assert manifest["data_hash"] == "small"
-    assert set(manifest["wall_seconds"]) == {"data", "plan", "distill", "evaluate"}
+    phases = {"data", "plan", "distill", "measure", "evaluate"}
+    assert set(manifest["wall_seconds"]) == phases
     assert manifest["versions"]["jax"]
     assert manifest["peak_memory_bytes"]["process"] > 1e6
     assert json.loads((workdir / "config.json").read_text())["ipc"] == 4

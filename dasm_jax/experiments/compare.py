@@ -50,6 +50,9 @@ SEQMATCH = (
     ("dasm.context", "cumulative"),
 )
 
+# What a run spends beside making the set.
+NOT_SYNTHESIS = ("seconds_evaluating", "seconds_compiling", "seconds_measuring")
+
 
 def cells_of(settings: Settings) -> list[Cell]:
     """All runs that the table needs, the cheap ones of every kind first."""
@@ -86,6 +89,7 @@ def cell_settings(settings: Settings, cell: Cell) -> Settings:
             "evaluate.seed": cell.seed,
             "evaluate.prefixes": False,
             "evaluate.baselines": False,
+            "measure.networks": 0,
             **dict(cell.changes),
         },
     )
@@ -193,8 +197,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
         "seconds": sum(
             value
             for name, value in summary.items()
-            if name.startswith("seconds_")
-            and name not in ("seconds_evaluating", "seconds_compiling")
+            if name.startswith("seconds_") and name not in NOT_SYNTHESIS
         ),
         "peak_bytes": highest_peak(details["peak_memory_bytes"]),
         "commit": _short_commit(details["git_commit"]),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dasm_jax import evaluate, export, figures
+from dasm_jax import evaluate, export, figures, measures
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import (
     Progress,
@@ -15,6 +15,7 @@ from dasm_jax.dasm import (
     synthetic_set,
 )
 from dasm_jax.errors import NonFiniteError
+from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments.common import (
     FINISHED,
     Table,
@@ -25,6 +26,7 @@ from dasm_jax.experiments.common import (
     written,
 )
 from dasm_jax.files import write_json
+from dasm_jax.measures import Reference
 from dasm_jax.plan import plan_segments
 from dasm_jax.pools import decile_shares
 from dasm_jax.problem import Problem, decode_segments, decoded_count
@@ -49,9 +51,11 @@ def run(settings: Settings, workdir: Path) -> str:
     with recorded(problem, workdir, clock, _units(settings, plans)) as log:
         with clock.phase("distill"):
             results = _distill(problem, plans, workdir, log)
+        with clock.phase("measure"):
+            reference, measured = _measure(problem, results, log)
         with clock.phase("evaluate"):
-            rows = _evaluate(problem, results, log)
-    summary = _summary(problem, results, rows, clock)
+            rows = _evaluate(problem, results, reference, log)
+    summary = _summary(problem, results, rows, measured, clock)
     write_json(workdir / "summary.json", summary)
     return f"{_report(summary)}\n\n{_paths(workdir)}"
 
@@ -171,28 +175,58 @@ def _seconds(results: list[SegmentResult]) -> dict[str, float]:
     }
 
 
-def _evaluate(
+def _measure(
     problem: Problem, results: list[SegmentResult], log: RunLog
+) -> tuple[Reference | None, list[dict[str, Any]]]:
+    """What the run says of itself; nothing where that was not asked for."""
+    if not problem.settings.measure.networks:
+        return None, []
+    reference = measures.make_reference(problem)
+    if reference is None:
+        log.line(
+            "nothing is measured: networks trained on all real images diverged; lower "
+            "config.evaluate.recipe.lr"
+        )
+        return None, []
+    records = []
+    for record in measures.measure_segments(problem, reference, results):
+        log.metrics("measures", **record)
+        records.append(record)
+    return reference, records
+
+
+def _evaluate(
+    problem: Problem,
+    results: list[SegmentResult],
+    reference: Reference | None,
+    log: RunLog,
 ) -> list[dict[str, Any]]:
     s = problem.settings
+    table = Table(problem, log)
+
+    def add(name: str, ipc: int, accuracy: Accuracy, **more: Any) -> None:
+        if reference is not None:
+            shares = measures.accuracy_by_decile(reference, accuracy)
+            more["accuracy_by_decile"] = shares
+        table.add(name, ipc, accuracy, **more)
+
     evaluator = evaluate.make_evaluator(problem)
     sizes = tuple(result.plan.size for result in results)
     # One buffer length for every set, so that nothing is compiled twice.
     total = decoded_count(problem, sizes)
-    table = Table(problem, log)
     count = len(results)
     for k in range(1 if s.evaluate.prefixes else count, count + 1):
         ipc = sum(sizes[:k])
         segments = [result.pixels for result in results[:k]]
         distilled = evaluator(*decode_segments(problem, segments, total))
-        table.add(method_label(s), ipc, distilled)
+        add(method_label(s), ipc, distilled)
         if s.evaluate.baselines:
             random = evaluate.random_set(problem, ipc, total)
-            table.add("Random", ipc, evaluator(*random))
+            add("Random", ipc, evaluator(*random))
     if s.evaluate.baselines:
         count = len(problem.dataset.train.labels)
         full = evaluator(*evaluate.full_set(problem))
-        table.add("Full", count // problem.dataset.n_classes, full, stored=count)
+        add("Full", count // problem.dataset.n_classes, full, stored=count)
     return table.rows
 
 
@@ -208,6 +242,7 @@ def _summary(
     problem: Problem,
     results: list[SegmentResult],
     rows: list[dict[str, Any]],
+    measured: list[dict[str, Any]],
     clock: PhaseClock,
 ) -> dict[str, Any]:
     s = problem.settings
@@ -218,10 +253,12 @@ def _summary(
         "budget": s.dasm.budget,
         "matching_flops": sum(result.plan.flops for result in results),
         **_seconds(results),
+        "seconds_measuring": clock.seconds["measure"],
         "seconds_evaluating": clock.seconds["evaluate"],
         "evaluation_networks": s.evaluate.networks,
         "evaluation_steps": s.evaluate.steps,
         "table": rows,
+        "measures": measured,
     }
 
 
@@ -236,7 +273,8 @@ def _report(summary: dict[str, Any]) -> str:
         f"{summary['seconds_scoring']:.0f} s,",
         *([f"experts {experts:.0f} s,"] if experts else []),
         f"compiling the update {summary['seconds_compiling']:.0f} s, evaluation "
-        f"{summary['seconds_evaluating']:.0f} s",
+        f"{summary['seconds_evaluating']:.0f} s, measuring "
+        f"{summary['seconds_measuring']:.0f} s",
     ]
     return "\n".join(lines)
 
