@@ -18,6 +18,7 @@ ROWS = [
     ["dasm_jax.experiments"],
     ["dasm_jax.dasm", "dasm_jax.evaluate"],
     ["dasm_jax.plan", "dasm_jax.pools", "dasm_jax.supply"],
+    ["dasm_jax.report"],
     ["dasm_jax.problem", "dasm_jax.workdir"],
     ["dasm_jax.methods", "dasm_jax.recipes", "dasm_jax.settings"],
     ["dasm_jax.distill", "dasm_jax.schema"],
@@ -46,6 +47,8 @@ ROWS = [
         "dasm_jax.keys",
         "dasm_jax.loops",
         "dasm_jax.nets",
+        "dasm_jax.plots",
+        "dasm_jax.report_parts",
     ],
     ["dasm_jax.types"],
 ]
@@ -58,6 +61,8 @@ HOMES = {
     "tensorflow": [],
     "flax": ["dasm_jax/nets/"],
     "orbax": ["dasm_jax/checkpoint.py"],
+    "jinja2": ["dasm_jax/report.py"],
+    "matplotlib": ["dasm_jax/plots.py"],
     "random": [],  # randomness is derived from keys
     "torch": [],
 }
