@@ -61,6 +61,7 @@ def render(
     rows = summary.get("table", [])
     segments, left_out = parts.segments_of(arrays) if arrays else ([], "")
     measures, cells = _of_kind(records, "measures"), _of_kind(records, "cell")
+    accuracies = parts.accuracies_of(rows) if rows else None
     names = [_dataset(config, summary), _method(config, rows)]
     numbers = sorted({s.number for s in segments} | _numbers(records))
     environment = jinja2.Environment(
@@ -75,13 +76,14 @@ def render(
         title=" · ".join(filter(None, names)),
         headline=_headline(rows),
         facts=_facts(config, summary, manifest),
-        table=parts.accuracy_table(rows) if rows else None,
+        table=parts.accuracy_table(accuracies) if accuracies else None,
+        seeds=accuracies.seeds if accuracies else 1,
         all_rows=parts.table_of(rows) if rows else None,
         networks=summary.get("evaluation_networks"),
         steps=summary.get("evaluation_steps"),
         markdown=parts.markdown_parts(markdown) if markdown.strip() else [],
         cells=parts.table_of(cells) if cells else None,
-        accuracy=_accuracy_svg(rows),
+        accuracy=_accuracy_svg(accuracies),
         deciles=_decile_svg(rows),
         distance=_distance_svg(records),
         segments=[
@@ -149,14 +151,15 @@ def _headline(rows: Records) -> list[tuple[str, str]]:
 def _facts(
     config: dict[str, Any], summary: dict[str, Any], manifest: dict[str, Any]
 ) -> list[tuple[str, Any]]:
-    segments = config.get("dasm", {}).get("segments")
+    makes_a_set = config.get("experiment") in ("distill", "recover")
+    distils = config.get("experiment") == "distill"
     facts = {
         "Dataset": _dataset(config, summary),
         "Experiment": config.get("experiment"),
-        "Matcher": config.get("matcher", {}).get("name"),
-        "Images per class": config.get("ipc"),
-        "Segments": segments if config.get("experiment") == "distill" else None,
-        "Seed": summary.get("seed", config.get("seed")),
+        "Matcher": config.get("matcher", {}).get("name") if distils else None,
+        "Images per class": config.get("ipc") if makes_a_set else None,
+        "Segments": config.get("dasm", {}).get("segments") if distils else None,
+        "Seed": summary.get("seed", config.get("seed")) if makes_a_set else None,
         "Date": manifest.get("date", "")[:16].replace("T", " ") or None,
         "Device": ", ".join(dict.fromkeys(manifest.get("devices", []))) or None,
         "CPU cores": manifest.get("cpu_count"),
@@ -206,14 +209,16 @@ def _image_facts(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _accuracy_svg(rows: Records) -> str:
-    series, full = parts.accuracy_series(rows)
+def _accuracy_svg(accuracies: parts.Accuracies | None) -> str:
+    if accuracies is None:
+        return ""
+    series, full, _ = accuracies
     if max(map(len, series.values()), default=0) < 2:
         return ""
     said = [
         f"{name}: "
-        + ", ".join(f"{percent(p[1], p[2])} at {p[0]:g}" for p in sorted(ps))
-        for name, ps in series.items()
+        + ", ".join(f"{percent(mean, std)} at {ipc:g}" for ipc, mean, std in points)
+        for name, points in series.items()
     ]
     said += [f"Full: {percent(*full)}"] if full else []
     label = "Test accuracy in % over images per class. " + "; ".join(said)

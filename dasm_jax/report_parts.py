@@ -15,7 +15,9 @@ from PIL import Image
 MOST_PIXELS = 2_000_000  # of all images in a page: at most 8 MB in colour
 MOST_PER_SEGMENT = 50  # images of a class
 STRIP_COLUMNS = 10
-NOT_METHODS = ("Random", "Full")
+FULL = "Full"
+NOT_METHODS = ("Random", FULL)
+MOST_COLUMNS = 4  # sets beside each other in a table
 
 Row = dict[str, Any]
 Records = list[dict[str, Any]]
@@ -91,40 +93,64 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(columns, body, list(names.values()))
 
 
-def accuracy_table(rows: Records) -> Table | None:
-    """A row per IPC and a column per set, where no two rows share a place."""
-    if len({(row["set"], row["ipc"]) for row in rows}) < len(rows) or any(
-        set(row) & {"seed", "architecture", "augmentation"} for row in rows
-    ):
-        return None
-    names = list(dict.fromkeys(row["set"] for row in rows))
-    by_ipc: dict[int, dict[str, str]] = {}
-    for row in rows:
-        cells = by_ipc.setdefault(-1 if row["set"] == "Full" else row["ipc"], {})
-        cells[row["set"]] = percent(row["mean"], row["std"])
-    body = [
-        ["all" if ipc < 0 else cell(ipc)] + [cells.get(name, "") for name in names]
-        for ipc, cells in sorted(by_ipc.items(), key=lambda item: item[0] % 10**9)
-    ]
-    return Table(["images per class", *names], body, [False] + [True] * len(names))
+class Accuracies(NamedTuple):
+    """Accuracy of kinds of sets over images per class."""
+
+    series: dict[str, list[tuple[float, float, float | None]]]  # ipc, mean, std
+    full: tuple[float, float | None] | None
+    seeds: int  # behind a point, at most
 
 
-def accuracy_series(
-    rows: Records,
-) -> tuple[dict[str, list[tuple[float, float, float | None]]], Any]:
-    """Curves over IPC, and Full; seeds are averaged, and give the spread."""
-    groups: dict[str, dict[int, Records]] = {}
+def accuracies_of(rows: Records) -> Accuracies | None:
+    """Rows by set and whatever else has a name (an architecture, an augmentation).
+
+    Seeds are averaged, and give the spread; None where rows differ in something else.
+    """
+    groups: dict[str, dict[float, Records]] = {}
+    seen, full = set(), []
     for row in rows:
-        if row["mean"] is not None and row["set"] != "Full":
-            more = [str(row[n]) for n in ("architecture", "augmentation") if row.get(n)]
-            name = ", ".join([row["set"], *more])
-            groups.setdefault(name, {}).setdefault(row["ipc"], []).append(row)
-    full = [row for row in rows if row["set"] == "Full" and row["mean"] is not None]
+        names = [v for k, v in row.items() if k != "set" and isinstance(v, str)]
+        name = ", ".join([row["set"], *names])
+        place = (name, row["ipc"], row.get("seed"))
+        if place in seen:
+            return None
+        seen.add(place)
+        if row["set"] == FULL and row["mean"] is not None:
+            full.append(row)
+        elif row["set"] != FULL:
+            groups.setdefault(name, {}).setdefault(float(row["ipc"]), []).append(row)
     series = {
-        name: [(float(ipc), *_spread(found)) for ipc, found in sorted(by_ipc.items())]
+        name: [
+            (ipc, *_spread(found))
+            for ipc, found in sorted(by_ipc.items())
+            if all(row["mean"] is not None for row in found)
+        ]
         for name, by_ipc in groups.items()
     }
-    return series, _spread(full) if full else None
+    everywhere = {name for name, *_ in seen if name.startswith(f"{FULL}, ")}
+    seeds = max((len(f) for g in groups.values() for f in g.values()), default=1)
+    return Accuracies(series, _spread(full) if full and not everywhere else None, seeds)
+
+
+def accuracy_table(accuracies: Accuracies) -> Table:
+    """A row per IPC and a column per set, or the other way round for many sets."""
+    series, full, _ = accuracies
+    ipcs = sorted({point[0] for points in series.values() for point in points})
+    cells = [
+        [{p[0]: percent(p[1], p[2]) for p in points}.get(ipc, "") for ipc in ipcs]
+        for points in series.values()
+    ]
+    heads, sides = [cell(int(ipc)) for ipc in ipcs], list(series)
+    if full is not None:
+        heads, sides = [*heads, "all"], [*sides, FULL]
+        cells = [[*row, ""] for row in cells]
+        cells.append([*[""] * len(ipcs), percent(*full)])
+    corner = "set, at IPC"
+    if len(series) <= MOST_COLUMNS:
+        heads, sides, corner = sides, heads, "images per class"
+        cells = [list(row) for row in zip(*cells)]
+    body = [[side, *row] for side, row in zip(sides, cells)]
+    return Table([corner, *heads], body, [False] + [True] * len(heads))
 
 
 def _spread(rows: Records) -> tuple[float, float | None]:
@@ -147,7 +173,7 @@ def decile_series(rows: Records) -> dict[str, list[tuple[float, float]]]:
     """Accuracy by difficulty of the test images, of the largest set of each kind."""
     last = {row["set"]: row for row in sorted(rows, key=lambda row: row["ipc"])}
     return {
-        name if name == "Full" else f"{name} {row['ipc']}": [
+        name if name == FULL else f"{name} {row['ipc']}": [
             (i + 1, 100 * value)
             for i, value in enumerate(row["accuracy_by_decile"])
             if value is not None
