@@ -131,7 +131,7 @@ def line_curves(
                 [point[0] for point in shown], [point[1] for point in shown], **look
             )
         values = [y for points in series.values() for _, y in points]
-        if log_y and min(values) > 0 and max(values) > 20 * min(values):
+        if log_y and min(values, default=0) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(x_label)

@@ -77,6 +77,7 @@ def render(
         headline=_headline(rows),
         facts=_facts(config, summary, manifest),
         table=parts.accuracy_table(accuracies) if accuracies else None,
+        full_text=percent(*accuracies.full) if accuracies and accuracies.full else "",
         seeds=accuracies.seeds if accuracies else 1,
         all_rows=parts.table_of(rows) if rows else None,
         networks=summary.get("evaluation_networks"),

@@ -133,7 +133,7 @@ def accuracies_of(rows: Records) -> Accuracies | None:
 
 
 def accuracy_table(accuracies: Accuracies) -> Table:
-    """A row per IPC and a column per set, or the other way round for many sets."""
+    """A row per IPC and a column per set; where those are many, a row per set."""
     series, full, _ = accuracies
     ipcs = sorted({point[0] for points in series.values() for point in points})
     cells = [
@@ -141,12 +141,12 @@ def accuracy_table(accuracies: Accuracies) -> Table:
         for points in series.values()
     ]
     heads, sides = [cell(int(ipc)) for ipc in ipcs], list(series)
-    if full is not None:
-        heads, sides = [*heads, "all"], [*sides, FULL]
-        cells = [[*row, ""] for row in cells]
-        cells.append([*[""] * len(ipcs), percent(*full)])
     corner = "set, at IPC"
     if len(series) <= MOST_COLUMNS:
+        if full is not None:
+            heads, sides = [*heads, "all"], [*sides, FULL]
+            cells = [[*row, ""] for row in cells]
+            cells.append([*[""] * len(ipcs), percent(*full)])
         heads, sides, corner = sides, heads, "images per class"
         cells = [list(row) for row in zip(*cells)]
     body = [[side, *row] for side, row in zip(sides, cells)]
