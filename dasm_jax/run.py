@@ -1,5 +1,7 @@
 """From settings to an experiment."""
 
+from pathlib import Path
+
 from dasm_jax.experiments import (
     compare,
     coreset,
@@ -10,7 +12,7 @@ from dasm_jax.experiments import (
 )
 from dasm_jax.experiments.common import memory_explained
 from dasm_jax.schema import Settings
-from dasm_jax.workdir import open_workdir
+from dasm_jax.workdir import REPORT, open_workdir
 
 EXPERIMENTS = {
     "distill": distill.run,
@@ -23,12 +25,27 @@ EXPERIMENTS = {
 
 
 def run(settings: Settings, workdir: str) -> str:
-    """Run ``settings.experiment`` in ``workdir``; returns what to print at the end.
+    """Run ``settings.experiment`` in ``workdir``, and write its report.
+
+    Returns what to print at the end. A finished run that is shown again keeps the
+    report it has; a table that has grown gets a new one.
 
     Raises:
       UserError: a mistake the user can mend.
       NonFiniteError: the optimisation diverged; the last good set is in the workdir.
     """
     experiment = EXPERIMENTS[settings.experiment]
+    folder = open_workdir(workdir, settings)
     with memory_explained(settings):
-        return experiment(settings, open_workdir(workdir, settings))
+        text = experiment(settings, folder)
+    if not _is_newer(folder / REPORT, folder / "summary.json"):
+        from dasm_jax import report  # here, for matplotlib takes a while to import
+
+        report.write_report(folder)
+    return text
+
+
+def _is_newer(one: Path, other: Path) -> bool:
+    if not one.exists():
+        return False
+    return not other.exists() or one.stat().st_mtime_ns >= other.stat().st_mtime_ns

@@ -24,6 +24,7 @@ from dasm_jax.files import write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
+REPORT = "report.html"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 

@@ -19,6 +19,7 @@ ROWS = [
     ["dasm_jax.measures"],
     ["dasm_jax.dasm", "dasm_jax.evaluate"],
     ["dasm_jax.coreset", "dasm_jax.plan", "dasm_jax.pools", "dasm_jax.supply"],
+    ["dasm_jax.report"],
     ["dasm_jax.problem", "dasm_jax.workdir"],
     ["dasm_jax.methods", "dasm_jax.recipes", "dasm_jax.settings"],
     ["dasm_jax.distill", "dasm_jax.schema"],
@@ -52,6 +53,8 @@ ROWS = [
         "dasm_jax.ranking",
         "dasm_jax.records",
         "dasm_jax.synthetic_files",
+        "dasm_jax.plots",
+        "dasm_jax.report_parts",
     ],
     ["dasm_jax.types"],
 ]
@@ -64,6 +67,8 @@ HOMES = {
     "tensorflow": [],
     "flax": ["dasm_jax/nets/"],
     "orbax": ["dasm_jax/checkpoint.py"],
+    "jinja2": ["dasm_jax/report.py"],
+    "matplotlib": ["dasm_jax/plots.py"],
     "random": [],  # randomness is derived from keys
     "torch": [],
 }

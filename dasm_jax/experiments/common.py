@@ -16,7 +16,7 @@ from dasm_jax.problem import Problem, make_problem
 from dasm_jax.schema import BatchMethodSettings, Settings
 from dasm_jax.settings import check_against_data
 from dasm_jax.types import Dataset
-from dasm_jax.workdir import PhaseClock, RunLog, claim_workdir, manifest
+from dasm_jax.workdir import REPORT, PhaseClock, RunLog, claim_workdir, manifest
 
 FINISHED = "this run was finished before; remove its folder to run it again"
 
@@ -179,8 +179,8 @@ def render_table(summary: dict[str, Any]) -> list[str]:
 
 
 def written(workdir: Path, *names: str) -> str:
-    """Say which files of ``workdir`` were written."""
+    """Say which files of ``workdir`` were written; ``run`` adds the report."""
     shown = workdir
     if workdir.is_relative_to(Path.cwd()):
         shown = workdir.relative_to(Path.cwd())
-    return "wrote " + "\n      ".join(str(shown / name) for name in names)
+    return "wrote " + "\n      ".join(str(shown / name) for name in (*names, REPORT))

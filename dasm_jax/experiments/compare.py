@@ -38,6 +38,7 @@ from dasm_jax.workdir import (
     RunLog,
     claim_workdir,
     highest_peak,
+    manifest,
     open_workdir,
 )
 
@@ -102,6 +103,7 @@ def run(settings: Settings, workdir: Path) -> str:
       UserError: a cell's settings do not hold together, or the document cannot be
         written.
     """
+    clock = PhaseClock()
     cells = cells_of(settings)
     each = {cell: cell_settings(settings, cell) for cell in cells}
     # What is wrong with a cell is said before the first one runs.
@@ -117,15 +119,19 @@ def run(settings: Settings, workdir: Path) -> str:
     try:
         for cell in cells:
             folder = workdir / "cells" / cell.folder
-            failure = _in_a_process(cell.experiment, each[cell], str(folder))
+            with clock.phase("cells"):
+                failure = _in_a_process(cell.experiment, each[cell], str(folder))
             results[cell] = failure or _outcome(folder)
             log.metrics("cell", cell=cell.folder, **results[cell])
             log.advance(f"{cell.folder}: {_accuracy_text(results[cell])}", True)
     finally:
         log.close()
+    # After the cells: asking for the devices takes memory of some.
+    record = manifest(dataset.content_hash, clock.seconds)
+    write_json(workdir / "manifest.json", record)
     text = render(settings, results)
     write_atomically(workdir / "table.md", lambda file: file.write(text.encode()))
-    paths = written(workdir, "table.md", "cells")
+    paths = written(workdir, "table.md", "manifest.json", "cells")
     if settings.compare.document:
         name = f"matchers: {settings.data.name}"
         renew_section(document, name, text)

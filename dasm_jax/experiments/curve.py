@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dasm_jax import evaluate, plots
+from dasm_jax import evaluate
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
@@ -104,14 +104,17 @@ def _publish(
     document: Path,
     results: dict[Cell, dict[str, Any]],
 ) -> str:
+    from dasm_jax import plots  # here, for matplotlib takes a while to import
+
     entries = entries_of([cell._asdict() | r for cell, r in results.items()])
     failures = [
         f"{c.name}: {r['failure']}" for c, r in results.items() if "failure" in r
     ]
     title = f"{settings.data.name}: accuracy over images per class"
-    figure = _figure(entries, title)
+    full = next(((e.mean, e.std) for e in entries if e.method == FULL), None)
+    figure = plots.accuracy_curves(_series(entries), full, title=title)
     markdown = render_markdown(settings, entries, list(results.values()), failures)
-    write_atomically(workdir / "curve.png", lambda file: file.write(figure))
+    plots.save_png(figure, workdir / "curve.png")
     write_atomically(
         workdir / "cells.csv", lambda file: file.write(_csv(results).encode())
     )
@@ -121,7 +124,7 @@ def _publish(
     paths = written(workdir, "curve.png", "table.md", "cells.csv", "sets")
     if settings.curve.document:
         picture = document.parent / f"curve_{_slug(settings)}.png"
-        write_atomically(picture, lambda file: file.write(figure))
+        plots.save_png(figure, picture)
         shown = f"![{title}]({picture.name})\n\n{markdown}"
         renew_section(document, f"curve: {settings.data.name}", shown)
         paths += f"\n      {document}\n      {picture}"
@@ -236,16 +239,14 @@ def _room(problem: Problem, settings: Settings) -> int:
     return max(*whole, largest * problem.dataset.n_classes)
 
 
-def _figure(entries: list[Entry], title: str) -> bytes:
+def _series(entries: list[Entry]) -> dict[str, list[tuple[int, float, float | None]]]:
+    """Lines of the figure, by the name of the method."""
     series: dict[str, list[tuple[int, float, float | None]]] = {}
-    full = None
     for entry in entries:
-        if entry.method == FULL:
-            full = (entry.mean, entry.std)
-        else:
+        if entry.method != FULL:
             points = series.setdefault(sets.LABELS[entry.method], [])
             points.append((entry.ipc, entry.mean, entry.std))
-    return plots.as_png(plots.accuracy_curves(series, full, title=title))
+    return series
 
 
 def _csv(results: dict[Cell, dict[str, Any]]) -> str:
