@@ -98,6 +98,8 @@ INTS, FLOATS, BOOLS = of_type(int), of_type(float), of_type(bool)
 TEXTS, TUPLES = of_type(str), of_type(tuple)
 FREE_TEXTS = [
     "compare__document",
+    "curve__document",
+    "evaluate__synthetic",
     "data__data_dir",
     "data__name",
     "data__test_split",
@@ -136,13 +138,19 @@ def test_no_kind_of_field_goes_untested():
     assert sorted([*INTS, *FLOATS, *BOOLS, *TEXTS, *TUPLES]) == sorted(LEAVES)
     turns = (f"matcher__{name}__image__class_turns" for name in MATCHERS)
     switches = {"data__zca", "evaluate__baselines", "evaluate__prefixes", *turns}
-    assert set(BOOLS) == switches
+    assert set(BOOLS) == {*switches, "evaluate__same_compute"}
     assert TUPLES == [
         "compare__ipcs",
         "compare__matchers",
         "compare__seeds",
+        "coreset__methods",
+        "curve__ipcs",
+        "curve__methods",
+        "curve__seeds",
         "data__mean",
         "data__std",
+        "evaluate__architectures",
+        "evaluate__augmentations",
     ]
 
 
@@ -295,6 +303,9 @@ FROM_ZERO = (
     "seed",
     "evaluate__seed",
     "dasm__rescore_every",
+    "evaluate__at_once",
+    "evaluate__epochs",
+    "measure__networks",
     *(f"matcher__{name}__loop__inner" for name in MATCHERS),
     *(f"matcher__{name}__trajectory__epochs" for name in BATCH_MATCHERS),
     "matcher__mtt__max_start",
@@ -310,6 +321,8 @@ def outside(name):
         values += [-1e-9, float("nan"), float("inf")]
     if name in COUNTS:
         values.append(0)
+    if name == "coreset__looks":  # an early look, and one at the end
+        values.append(1)
     if name in SHARES:
         values.append(1.01)
     if name in MOMENTA:
@@ -338,7 +351,9 @@ def test_no_share_or_momentum_is_forgotten():
     ("names", "value"),
     [
         (FROM_ZERO, 0),
-        (set(COUNTS) - {"ipc"}, 1),  # a set has as many images as segments
+        # A set has as many images as segments; a coreset looks early and at the end.
+        (set(COUNTS) - {"ipc", "coreset__looks"}, 1),
+        (("coreset__looks",), 2),
         (set(FLOATS) - {"dasm__high", "recover__temperature"}, 0.0),
         (set(SHARES) - {"dasm__rho"}, 1.0),
         (MOMENTA, 0.999),
