@@ -47,7 +47,7 @@ def accuracy(
     predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
 ) -> float:
     """Share of images that are predicted correctly; NaN where a logit is not finite."""
-    return float(correctness(predict, params, data).mean())
+    return float(np.asarray(correctness(predict, params, data)).mean())
 
 
 def correctness(

@@ -61,8 +61,10 @@ def render(
     rows = summary.get("table", [])
     segments, left_out = parts.segments_of(arrays) if arrays else ([], "")
     measures, cells = _of_kind(records, "measures"), _of_kind(records, "cell")
-    accuracies = parts.accuracies_of(rows) if rows else None
-    names = [_dataset(config, summary), _method(config, rows)]
+    # Rows of other tables, such as one of networks, are shown as they are.
+    sized = rows if all({"set", "ipc", "mean"} <= row.keys() for row in rows) else []
+    accuracies = parts.accuracies_of(sized) if sized else None
+    names = [_dataset(config, summary), _method(config, sized)]
     numbers = sorted({s.number for s in segments} | _numbers(records))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -74,7 +76,7 @@ def render(
     environment.filters["cell"] = parts.cell
     return environment.get_template(REPORT).render(
         title=" · ".join(filter(None, names)),
-        headline=_headline(rows),
+        headline=_headline(sized),
         facts=_facts(config, summary, manifest),
         table=parts.accuracy_table(accuracies) if accuracies else None,
         full_text=percent(*accuracies.full) if accuracies and accuracies.full else "",
@@ -85,7 +87,7 @@ def render(
         markdown=parts.markdown_parts(markdown) if markdown.strip() else [],
         cells=parts.table_of(cells) if cells else None,
         accuracy=_accuracy_svg(accuracies),
-        deciles=_decile_svg(rows),
+        deciles=_decile_svg(sized),
         distance=_distance_svg(records),
         segments=[
             {
