@@ -188,11 +188,11 @@ def histograms(records: Records, segment: int) -> list[dict[str, Any]]:
     found: dict[str, Any] = {}
     for record in records:
         if record.get("segment") == segment and record["kind"] == "segment":
-            found["share of each decile in the pool"] = record.get(
+            found["pool, by the run’s own score"] = record.get(
                 "pool_share_by_difficulty_decile"
             )
         if record.get("segment") == segment and record["kind"] == "measures":
-            found["the pool by difficulty"] = record.get("pool_share_by_decile")
+            found["pool, by real data’s networks"] = record.get("pool_share_by_decile")
             gradients = record.get("gradient_norm_share_by_decile") or {}
             for network, shares in gradients.items():
                 found[f"gradient norm, {network} network"] = shares
