@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasm_jax import evaluate, ranking, run
+from dasm_jax import evaluate, run
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments import common
 from dasm_jax.experiments.evaluate import images_of, steps_for
-from dasm_jax.experiments.evaluate_table import add_scores
 from dasm_jax.settings import from_config
 from dasm_jax.synthetic_files import SyntheticFile, load_set
 from dasm_jax.types import ArrayDataset
@@ -294,46 +293,6 @@ def test_sets_share_baselines_of_equal_size_and_steps():
     assert [i.kind for i in images_of(alone, sets)] == ["set"] * 4
     with pytest.raises(UserError, match="stores 41 images of class '1'"):
         images_of(p, [set_of(16, (0, 41))])
-
-
-# --- scores ---------------------------------------------------------------------------
-
-
-def row(images, networks, augmentation="recipe", sets=(1,), **more):
-    return {
-        "architecture": "convnet",
-        "augmentation": augmentation,
-        "images": images,
-        "sets": list(sets),
-        "networks": networks,
-        **more,
-    }
-
-
-def test_scores_are_taken_network_by_network():
-    rows = [
-        row("set", [0.6, 0.7]),
-        row("set", [0.1, 0.1], sets=(2,)),
-        row("Random", [0.9, 0.9], sets=(2,)),
-        row("Random", [0.5, 0.4]),
-        row("Full", [0.9, 0.8], sets=(1, 2)),
-        row("set", [0.5, 0.5], "none"),
-        row("Random", [0.4, 0.2], "none"),
-        row("Full", [0.9, 0.9], "none"),
-    ]
-    add_scores(rows)
-    assert rows[0]["hlr"] == pytest.approx([0.2, 0.2**0.5 * 0.1 * 10**0.5])
-    assert rows[0]["ior"] == pytest.approx([0.2, 0.1 * 2**0.5])
-    lrs = [ranking.label_robust_score(*pair) for pair in ((0.3, 0.1), (0.1, 0.3))]
-    assert rows[0]["lrs"][0] == pytest.approx(np.mean(lrs))
-    ars = [
-        ranking.augmentation_robust_score(*pair) for pair in ((0.1, 0.1), (0.3, 0.3))
-    ]
-    assert rows[0]["ars"][0] == pytest.approx(np.mean(ars))
-    assert rows[1]["ior"][0] == pytest.approx(-0.8)
-    assert "ars" not in rows[1]  # not evaluated without augmentation
-    assert "ars" not in rows[5]
-    assert "hlr" not in rows[3]
 
 
 # --- refusals -------------------------------------------------------------------------

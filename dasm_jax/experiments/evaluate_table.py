@@ -80,6 +80,17 @@ def _label(row: Row, summary: Row) -> str:
     return row["images"] if everyone else f"{row['images']} for {numbers}"
 
 
+def _named(row: Row, summary: Row) -> str:
+    """The label of a row with the name of its file, where there is room for it."""
+    label = _label(row, summary)
+    if row["images"] != "set":
+        return label
+    path = Path(summary["sets"][row["sets"][0] - 1]["path"])
+    # Every workdir calls its set the same.
+    name = path.parent.name if path.name == "synthetic.npz" else path.stem
+    return f"{label}, {name}".replace("|", "\\|")
+
+
 def _shown_path(path: str) -> str:
     here = Path.cwd()
     return (
@@ -209,7 +220,7 @@ def markdown(summary: Row) -> str:
         for _, architecture, rows in _groups(summary):
             for row in rows:
                 if row["augmentation"] == augmentation:
-                    cells = by_label.setdefault(_label(row, summary), {})
+                    cells = by_label.setdefault(_named(row, summary), {})
                     cells[architecture] = _cells(row)["accuracy"]
         for label, cells in by_label.items():
             texts = [cells.get(name, "") for name in architectures]
