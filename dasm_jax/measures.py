@@ -148,6 +148,19 @@ def accuracy_by_decile(reference: Reference, accuracy: Accuracy) -> list[float |
 # --- of every segment -----------------------------------------------------------------
 
 
+def reference_for(problem: Problem, say: Callable[[str], None]) -> Reference | None:
+    """The ruler where one is asked for; ``say`` is told why there is none after all."""
+    if not problem.settings.measure.networks:
+        return None
+    reference = make_reference(problem)
+    if reference is None:
+        say(
+            "nothing is measured: networks trained on all real images diverged; lower "
+            "config.evaluate.recipe.lr"
+        )
+    return reference
+
+
 def measure_segments(
     problem: Problem, reference: Reference, results: list[SegmentResult]
 ) -> Iterator[dict[str, Any]]:

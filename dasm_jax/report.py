@@ -33,15 +33,21 @@ def write_report(workdir: Path) -> None:
     Raises:
       UserError: one of them is damaged, or the page cannot be written.
     """
-    page = render(
-        config=_json(workdir / "config.json"),
-        summary=_json(workdir / "summary.json"),
-        manifest=_json(workdir / "manifest.json"),
-        records=_records(workdir / "metrics.jsonl"),
-        arrays=_arrays(workdir / "synthetic.npz"),
-        markdown=_text(workdir / "table.md"),
-        files=_files(workdir),
-    )
+    try:
+        page = render(
+            config=_json(workdir / "config.json"),
+            summary=_json(workdir / "summary.json"),
+            manifest=_json(workdir / "manifest.json"),
+            records=_records(workdir / "metrics.jsonl"),
+            arrays=_arrays(workdir / "synthetic.npz"),
+            markdown=_text(workdir / "table.md"),
+            files=_files(workdir),
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{workdir} holds files that no run writes, so there is no {REPORT}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
     # A name may hold half of a surrogate pair, which no encoding has.
     content = page.encode("utf-8", errors="replace")
     write_atomically(workdir / REPORT, lambda file: file.write(content))
@@ -81,7 +87,8 @@ def render(
         table=parts.accuracy_table(accuracies) if accuracies else None,
         full_text=percent(*accuracies.full) if accuracies and accuracies.full else "",
         seeds=accuracies.seeds if accuracies else 1,
-        all_rows=parts.table_of(rows) if rows else None,
+        # Its own table.md says more of them than their scalars do.
+        all_rows=parts.table_of(rows) if sized or (rows and not markdown) else None,
         networks=summary.get("evaluation_networks"),
         steps=summary.get("evaluation_steps"),
         markdown=parts.markdown_parts(markdown) if markdown.strip() else [],

@@ -50,6 +50,12 @@ class Table(NamedTuple):
     numeric: list[bool]
 
 
+class Bullets(NamedTuple):
+    """A list of points."""
+
+    points: list[str]
+
+
 def percent(mean: float | None, std: float | None) -> str:
     """Accuracy in %, or a dash."""
     if mean is None:
@@ -287,16 +293,24 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
     return flat
 
 
-def markdown_parts(text: str) -> list[Table | str]:
-    """Tables and paragraphs of a Markdown file as ``compare`` writes it."""
-    parts: list[Table | str] = []
+def markdown_parts(text: str) -> list[Table | Bullets | str]:
+    """Tables, lists and paragraphs of a Markdown file as experiments write it."""
+    parts: list[Table | Bullets | str] = []
     for block in text.strip().split("\n\n"):
         lines = block.splitlines()
         if len(lines) > 2 and all(line.startswith("|") for line in lines):
-            cells = [[c.strip() for c in ln.strip("|").split("|")] for ln in lines]
+            cells = [[c.strip() for c in _cells_of(line)] for line in lines]
             columns, rows = cells[0], cells[2:]
             numeric = [False] + [True] * (len(columns) - 1)
             parts.append(Table(columns, rows, numeric))
+        elif lines[0].startswith("- "):
+            parts.append(Bullets(("\n" + block).split("\n- ")[1:]))
         else:
             parts.append(block)
     return parts
+
+
+def _cells_of(line: str) -> list[str]:
+    """Cells of a row; a bar that is part of a name is escaped."""
+    hidden = line.replace("\\|", "\0").strip("|").split("|")
+    return [cell.replace("\0", "|") for cell in hidden]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dasm_jax.errors import UserError
 from dasm_jax.experiments import (
     compare,
     coreset,
@@ -41,7 +42,13 @@ def run(settings: Settings, workdir: str) -> str:
     if not _is_newer(folder / REPORT, folder / "summary.json"):
         from dasm_jax import report  # here, for matplotlib takes a while to import
 
-        report.write_report(folder)
+        try:
+            report.write_report(folder)
+        except UserError as error:
+            raise UserError(
+                f"the run is finished, and kept in {workdir}, but not its report: "
+                f"{error}"
+            ) from None
     return text
 
 

@@ -87,9 +87,11 @@ def k_means(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:
     Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007). A centre
     that loses all its images stays where it was.
     """
-    rows, valid = evidence.embeddings, evidence.valid
+    valid = evidence.valid
+    weights = valid.astype(evidence.embeddings.dtype)
+    # Around the origin, where products of rows and centres round least.
+    rows = evidence.embeddings - _mean(evidence.embeddings, weights)[None, :]
     centres = rows[_plus_plus(evidence, count)]
-    weights = valid.astype(rows.dtype)
 
     def improve(_, centres):
         nearest = jnp.argmin(_to_centres(rows, centres), axis=1)

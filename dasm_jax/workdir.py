@@ -69,7 +69,8 @@ _READERS = {
     "synthetic": ("distill", "recover", "compare", "coreset", "curve"),
     "matcher": ("distill", "recover", "compare", "coreset", "curve"),
     "dasm": ("distill", "recover", "compare", "coreset", "curve"),
-    "ipc": ("distill", "recover", "compare", "coreset", "curve"),
+    "ipc": ("distill", "recover", "compare", "coreset"),
+    "seed": ("distill", "recover", "compare", "coreset", "evaluate"),
     "measure": ("distill",),
 }
 _ONLY_EVALUATE = (
@@ -102,6 +103,8 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
             for name, value in of_evaluation.items()
             if name not in _ONLY_EVALUATE
         }
+        if experiment == "curve":  # every cell has a seed of its own
+            kept["evaluate"].pop("seed", None)
     if experiment == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")
         kept["matcher"] = {"name": name, name: matcher.get(name)}
@@ -120,10 +123,11 @@ def _as_json(settings: Settings) -> dict[str, Any]:
 class RunLog:
     """``metrics.jsonl``, ``log.txt`` and a progress bar, in step with each other."""
 
-    def __init__(self, workdir: Path, total: int):
+    def __init__(self, workdir: Path, total: int, *, append: bool = False):
+        mode = "a" if append else "w"
         try:
-            self._metrics = (workdir / "metrics.jsonl").open("w", encoding="utf-8")
-            self._text = (workdir / "log.txt").open("w", encoding="utf-8")
+            self._metrics = (workdir / "metrics.jsonl").open(mode, encoding="utf-8")
+            self._text = (workdir / "log.txt").open(mode, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
         self._began = time.perf_counter()

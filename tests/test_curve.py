@@ -119,6 +119,50 @@ def test_it_goes_on_where_it_stopped(finished, monkeypatch):
     assert renewed["networks"] == content["networks"]
 
 
+@pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"mean": 0.5}'])
+def test_a_damaged_cell_is_made_again(finished, damage):
+    workdir, text = finished
+    (workdir / "cells" / "random_ipc2_seed1.json").write_text(damage)
+    (workdir / "sets" / "random_ipc2_seed1.json").write_text(damage)
+    assert start(workdir, curve__seeds=(0, 1)) == text
+    assert "random_ipc2_seed1.json is damaged" in (workdir / "log.txt").read_text()
+
+
+def test_a_damaged_set_is_made_again(finished):
+    workdir, text = finished
+    (workdir / "cells" / "k_center_ipc4_seed0.json").unlink()
+    npz = workdir / "sets" / "k_center_ipc4_seed0.npz"
+    npz.write_bytes(npz.read_bytes()[:600])
+    assert start(workdir, curve__seeds=(0, 1)) == text
+
+
+def test_cells_of_other_images_are_refused(finished, monkeypatch):
+    workdir, _ = finished
+    other = small_dataset(2)._replace(content_hash="other")
+    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: other)
+    with pytest.raises(UserError, match="is of other images than"):
+        start(workdir, curve__seeds=(0, 1))
+
+
+def test_what_every_cell_sets_itself_may_change(finished):
+    workdir, text = finished
+    assert start(workdir, curve__seeds=(0, 1), ipc=8, seed=3, evaluate__seed=4) == text
+
+
+def test_segments_are_measured(finished):
+    workdir, _ = finished
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    measured = [(r["cell"], r["segment"]) for r in records if r["kind"] == "measures"]
+    assert ("dasm_ipc4_seed0", 2) in measured
+    assert ("idc_ipc2_seed1", 1) in measured
+
+
+def test_a_curve_of_failures_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="every cell of the curve failed"):
+        start(tmp_path, curve__methods=("random",), evaluate__recipe__lr=1e30)
+
+
 def test_a_set_without_its_facts_is_made_again(finished):
     workdir, text = finished
     for folder in ("cells", "sets"):
@@ -213,8 +257,8 @@ def test_entries_are_over_seeds():
 def test_a_seed_that_failed_is_counted():
     s = settings_with(curve__seeds=(0, 1), curve__methods=("idc",), curve__ipcs=(2,))
     text = render_text(s, entries_of([cell("idc", 2, 0.5)]), ["idc_ipc2_seed1: gone"])
-    assert "50.0 ± 1.0 (1 seeds)" in text
-    assert text.endswith("idc_ipc2_seed1: gone")
+    assert "50.0 ± 1.0 (1)" in text
+    assert "idc_ipc2_seed1: gone" in text
 
 
 def test_the_markdown_table():
@@ -267,6 +311,18 @@ def test_coresets_are_kept_and_evaluated(tmp_path):
     images, _ = sets.load_decoded(tmp_path / "sets" / "static_filter.npz")
     assert not all(np.rint(x * 255).astype(np.uint8).tobytes() in real for x in images)
     assert "finished before" in start(tmp_path, **given)
+
+
+def test_a_method_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    def fail(*args):
+        raise NonFiniteError("a pixel is not finite", None)
+
+    monkeypatch.setattr(sets, "distil", fail)
+    methods = ("static_filter", "random")
+    text = start(tmp_path, experiment="coreset", coreset__methods=methods)
+    assert "static filter failed: a pixel is not finite" in text
+    table = json.loads((tmp_path / "summary.json").read_text())["table"]
+    assert [row["set"] for row in table] == ["Random", "Full"]
 
 
 def test_the_curve_and_the_coresets_agree(finished, tmp_path):

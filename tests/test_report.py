@@ -321,11 +321,11 @@ def test_many_sets_are_rows():
 
 def test_a_markdown_table_becomes_cells():
     parts = report_parts.markdown_parts(
-        "a\nb\n\n| x | y |\n|---|---|\n| 1 | |\n\n- n\n"
+        "a\nb\n\n| x | y |\n|---|---|\n| 1 | |\n\n- n\n  m\n- o|\n"
     )
     assert parts[0] == "a\nb"
     assert parts[1][:2] == (["x", "y"], [["1", ""]])
-    assert parts[2] == "- n"
+    assert parts[2].points == ["n\n  m", "o|"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from dasm_jax import coreset, dasm, evaluate
-from dasm_jax.errors import UserError
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.sets import Part, Run, runs_for
 from dasm_jax.problem import make_problem
@@ -82,7 +81,8 @@ def test_random_is_the_random_of_other_experiments(problem):
 
 def test_distilled_parts_are_segments(tmp_path):
     s = sets.settings_for(settings_with(), "dasm", 4, 0)
-    parts = sets.distil(s, small_dataset(2), tmp_path)
+    parts, records = sets.distil(s, small_dataset(2), tmp_path)
+    assert [record["segment"] for record in records] == [1, 2]
     results = dasm.run_dasm(make_problem(s, small_dataset(2)))
     assert [part.flops for part in parts] == [r.plan.flops for r in results]
     for part, result in zip(parts, results, strict=True):
@@ -132,11 +132,16 @@ def test_a_set_is_kept_as_it_is_trained_on(tmp_path, method, decoded):
         np.testing.assert_array_equal(images, parts[0].pixels.reshape(4, 8, 8, 1))
 
 
-def test_a_damaged_set_is_one_line(tmp_path):
+def test_a_set_that_is_damaged_or_missing_is_none(tmp_path):
     path = tmp_path / "set.npz"
+    assert sets.load_decoded(path) is None
     path.write_bytes(b"no archive")
-    with pytest.raises(UserError, match=r"set\.npz cannot be read; remove it"):
-        sets.load_decoded(path)
+    assert sets.load_decoded(path) is None
+    problem = make_problem(settings_with(), small_dataset(2))
+    sets.save(path, problem, "random", parts_of(2))
+    assert sets.load_decoded(path) is not None
+    path.write_bytes(path.read_bytes()[:600])
+    assert sets.load_decoded(path) is None
 
 
 def test_runs_cover_every_size_once():

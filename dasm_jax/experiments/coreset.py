@@ -1,9 +1,12 @@
 """Select real images by every method of the list, and evaluate the selections."""
 
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dasm_jax import evaluate
+from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.common import (
     FINISHED,
@@ -15,9 +18,9 @@ from dasm_jax.experiments.common import (
     written,
 )
 from dasm_jax.files import write_json
-from dasm_jax.problem import decode_segments, decoded_count
+from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.schema import Settings
-from dasm_jax.workdir import PhaseClock
+from dasm_jax.workdir import PhaseClock, RunLog
 
 
 def run(settings: Settings, workdir: Path) -> str:
@@ -31,17 +34,19 @@ def run(settings: Settings, workdir: Path) -> str:
     (workdir / "sets").mkdir(exist_ok=True)
     c, ipc = settings.coreset, settings.ipc
     select = sets.make_selection(problem)
+    failures: dict[str, str] = {}
     with recorded(problem, workdir, clock, len(c.methods) + 1) as log:
         table = Table(problem, log)
         evaluator = evaluate.make_evaluator(problem)
         total = max(decoded_count(problem, (ipc,)), ipc * problem.dataset.n_classes)
         for method in c.methods:
-            with clock.phase("select"):
-                if method in sets.DISTILLED:
-                    own = sets.settings_for(settings, method, ipc, settings.seed)
-                    parts = sets.distil(own, problem.dataset, workdir / "experts")
-                else:
-                    parts = select(method, ipc)
+            try:
+                with clock.phase("select"):
+                    parts = _make(problem, select, method, workdir, log)
+            except (UserError, NonFiniteError) as error:  # of this method only
+                failures[sets.LABELS[method]] = str(error)
+                log.advance(f"{method}: {error}", True)
+                continue
             seconds = sum(part.seconds for part in parts)
             sets.save(workdir / "sets" / f"{method}.npz", problem, method, parts)
             formed = problem._replace(
@@ -64,9 +69,27 @@ def run(settings: Settings, workdir: Path) -> str:
         "evaluation_networks": settings.evaluate.networks,
         "evaluation_steps": settings.evaluate.steps,
         "table": table.rows,
+        "failures": failures,
     }
     write_json(workdir / "summary.json", summary)
     return f"{_report(summary)}\n\n{_paths(workdir)}"
+
+
+def _make(
+    problem: Problem,
+    select: Callable[[str, int], list[sets.Part]],
+    method: str,
+    workdir: Path,
+    log: RunLog,
+) -> list[sets.Part]:
+    s = problem.settings
+    if method not in sets.DISTILLED:
+        return select(method, s.ipc)
+    own = sets.settings_for(s, method, s.ipc, s.seed)
+    parts, records = sets.distil(own, problem.dataset, workdir / "experts", log.line)
+    for record in records:
+        log.metrics("measures", set=sets.LABELS[method], **record)
+    return parts
 
 
 def _report(summary: dict[str, Any]) -> str:
@@ -81,6 +104,8 @@ def _report(summary: dict[str, Any]) -> str:
         spent = f"{row['seconds_making']:.1f}" if "seconds_making" in row else ""
         accuracy = percent(row["mean"], row["std"])
         lines.append(f"{row['set']:<15}{accuracy:>13}{spent:>18}".rstrip())
+    for name, failure in summary["failures"].items():
+        lines += textwrap.wrap(f"{name} failed: {failure}", 80)
     lines += ["", "networks that select count with the first method that needs them"]
     return "\n".join(lines)
 

@@ -32,6 +32,10 @@ from dasm_jax.schema import Settings
 from dasm_jax.types import ArrayDataset, Dataset
 from dasm_jax.workdir import PhaseClock, RunLog, claim_workdir, manifest, provenance
 
+# What the files of a set and of an accuracy must hold.
+COST = ("matching_flops", "seconds_making")
+ACCURACY = (*COST, "mean", "std", "networks", "commit", "date", "device")
+
 
 class Cell(NamedTuple):
     """One set, evaluated."""
@@ -81,21 +85,23 @@ def run(settings: Settings, workdir: Path) -> str:
         (workdir / name).mkdir(exist_ok=True)
     claim_workdir(workdir, settings)
     cells = cells_of(settings)
-    log = RunLog(workdir, len(cells))
+    log = RunLog(workdir, len(cells), append=True)
     results: dict[Cell, dict[str, Any]] = {}
     try:
         for seed in c.seeds:
-            bench = _Bench(settings, dataset, seed, workdir, clock)
+            bench = _Bench(settings, dataset, seed, workdir, clock, log)
             for cell in [cell for cell in cells if cell.seed == seed]:
                 results[cell] = bench.result(cell)
-                text = _text(results[cell])
-                log.metrics("cell", cell=cell.name, **results[cell])
-                log.advance(f"{cell.name}: {text}", True)
+                log.advance(f"{cell.name}: {_text(results[cell])}", True)
     finally:
         log.close()
         details = manifest(dataset.content_hash, clock.seconds)
         write_json(workdir / "manifest.json", details)
-    return _publish(settings, workdir, document, results)
+    text = _publish(settings, workdir, document, results)
+    if all("failure" in result for result in results.values()):
+        first = next(iter(results.values()))["failure"]
+        raise UserError(f"every cell of the curve failed, the first one: {first}")
+    return text
 
 
 def _publish(
@@ -147,9 +153,10 @@ class _Bench:
         seed: int,
         workdir: Path,
         clock: PhaseClock,
+        log: RunLog,
     ):
         self._settings, self._dataset, self._seed = settings, dataset, seed
-        self._workdir, self._clock = workdir, clock
+        self._workdir, self._clock, self._log = workdir, clock, log
         largest = max(settings.curve.ipcs)
         self._problem: Problem = make_problem(
             sets.settings_for(settings, "random", largest, seed), dataset
@@ -161,25 +168,53 @@ class _Bench:
         self._evaluator: Evaluator | None = None
 
     def result(self, cell: Cell) -> dict[str, Any]:
-        """What is known of a cell: read, or made and kept, or why it failed."""
+        """What is known of a cell: read, or made and kept, or why it failed.
+
+        Raises:
+          UserError: what is there is of other data, or nothing can be written.
+        """
         path = self._workdir / "cells" / f"{cell.name}.json"
-        if path.exists():
-            return read_json(path)
+        kept = self._kept(path, ACCURACY)
+        if kept is not None:
+            return kept
         try:
             result = self._full() if cell.method == FULL else self._of_set(cell)
         except (UserError, NonFiniteError) as error:
             return {"failure": str(error)}
+        result["data_hash"] = self._dataset.content_hash
         write_json(path, result)
+        self._log.metrics("cell", cell=cell.name, **result)
         return result
 
+    def _kept(self, path: Path, fields: tuple[str, ...]) -> dict[str, Any] | None:
+        """What a file holds; None where it is missing, or damaged and made again."""
+        if not path.exists():
+            return None
+        try:
+            content = read_json(path)
+        except UserError:
+            content = None
+        if not isinstance(content, dict) or not {*fields, "data_hash"} <= {*content}:
+            self._log.line(f"{path.name} is damaged; it is made again")
+            return None
+        if content["data_hash"] != self._dataset.content_hash:
+            raise UserError(
+                f"{path} is of other images than config.data.name now has; use another "
+                "--workdir"
+            )
+        return content
+
     def _of_set(self, cell: Cell) -> dict[str, Any]:
-        facts = self._facts(cell)
-        if not facts.exists():
+        path = self._facts(cell)
+        facts = self._kept(path, COST)
+        decoded = sets.load_decoded(path.with_suffix(".npz"))
+        if facts is None or decoded is None:
             self._make(cell)
-        images, labels = sets.load_decoded(facts.with_suffix(".npz"))
-        data = evaluate.in_buffer(ArrayDataset(images, labels), self._room)
-        result = self._evaluated(*data)
-        return {**result, **read_json(facts)}
+            facts = read_json(path)
+            decoded = sets.load_decoded(path.with_suffix(".npz"))
+        assert decoded is not None, f"{path} was just written"
+        data = evaluate.in_buffer(ArrayDataset(*decoded), self._room)
+        return {**facts, **self._evaluated(*data)}
 
     def _full(self) -> dict[str, Any]:
         return {
@@ -215,7 +250,12 @@ class _Bench:
             if cell.method in sets.DISTILLED:
                 settings = sets.settings_for(s, cell.method, made.ipc, self._seed)
                 experts = self._workdir / "experts" / cell._replace(ipc=made.ipc).name
-                parts = sets.distil(settings, self._dataset, experts)
+                parts, records = sets.distil(
+                    settings, self._dataset, experts, self._log.line
+                )
+                for record in records:
+                    name = cell._replace(ipc=made.ipc).name
+                    self._log.metrics("measures", cell=name, **record)
             else:
                 parts = self._select(cell.method, made.ipc)
         for ipc in made.prefixes:
@@ -226,6 +266,7 @@ class _Bench:
             spent = {
                 "matching_flops": sum(part.flops for part in segments),
                 "seconds_making": sum(part.seconds for part in segments),
+                "data_hash": self._dataset.content_hash,
             }
             write_json(facts, spent)
 

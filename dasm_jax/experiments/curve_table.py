@@ -61,7 +61,7 @@ def _grid(settings: Settings, entries: list[Entry]) -> list[list[str]]:
         entry = of.get((method, ipc))
         if entry is None:
             return "failed"
-        missing = "" if len(entry.means) == seeds else f" ({len(entry.means)} seeds)"
+        missing = "" if len(entry.means) == seeds else f" ({len(entry.means)})"
         return percent(entry.mean, entry.std) + missing
 
     for method in settings.curve.methods:
@@ -80,18 +80,22 @@ def _spread(settings: Settings) -> str:
 def render_text(settings: Settings, entries: list[Entry], failures: list[str]) -> str:
     """The table for a terminal of 80 columns."""
     s = settings
-    lines = [
+    head = (
         f"{s.data.name}: test accuracy in %, mean ± std over {_spread(s)}; "
-        f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each",
-        "",
-    ]
+        f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each"
+    )
+    lines = [*textwrap.wrap(head, 80), ""]
     rows = _grid(s, entries)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [text.rjust(width) for text, width in zip(row[1:], widths[1:])]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, *failures])
+    for failure in failures:
+        lines += textwrap.wrap(failure, 80, subsequent_indent="  ")
+    if failures:
+        lines += ["", "in brackets: the number of seeds, where some failed"]
+    return "\n".join(lines)
 
 
 def render_markdown(

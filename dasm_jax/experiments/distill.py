@@ -179,19 +179,12 @@ def _measure(
     problem: Problem, results: list[SegmentResult], log: RunLog
 ) -> tuple[Reference | None, list[dict[str, Any]]]:
     """What the run says of itself; nothing where that was not asked for."""
-    if not problem.settings.measure.networks:
-        return None, []
-    reference = measures.make_reference(problem)
+    reference = measures.reference_for(problem, log.line)
     if reference is None:
-        log.line(
-            "nothing is measured: networks trained on all real images diverged; lower "
-            "config.evaluate.recipe.lr"
-        )
         return None, []
-    records = []
-    for record in measures.measure_segments(problem, reference, results):
+    records = list(measures.measure_segments(problem, reference, results))
+    for record in records:
         log.metrics("measures", **record)
-        records.append(record)
     return reference, records
 
 

@@ -1,15 +1,16 @@
 """The sets that experiments hold side by side, made by the name of their method."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from dasm_jax import coreset, export
+from dasm_jax import coreset, export, measures
 from dasm_jax.dasm import run_dasm, synthetic_set
-from dasm_jax.errors import UserError
+from dasm_jax.data.cache import DAMAGE
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.schedule import segment_sizes
@@ -85,14 +86,26 @@ def settings_for(settings: Settings, method: str, ipc: int, seed: int) -> Settin
     return changed(settings, changes)
 
 
-def distil(settings: Settings, dataset: Dataset, folder: Path) -> list[Part]:
-    """Run the matcher of ``settings``; experts, where it needs some, go to ``folder``.
+def distil(
+    settings: Settings,
+    dataset: Dataset,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Part], list[dict[str, Any]]]:
+    """Run the matcher of ``settings``, and measure its segments as every run does.
+
+    Args:
+      settings: of the run.
+      dataset: the real images.
+      folder: for experts, where the matcher needs some.
+      say: told of what else there is to know.
 
     Raises:
       NonFiniteError: it diverged.
     """
-    results = run_dasm(make_problem(settings, dataset), experts_folder=folder)
-    return [
+    problem = make_problem(settings, dataset)
+    results = run_dasm(problem, experts_folder=folder)
+    parts = [
         Part(
             result.pixels,
             result.plan.flops,
@@ -100,9 +113,13 @@ def distil(settings: Settings, dataset: Dataset, folder: Path) -> list[Part]:
         )
         for result in results
     ]
+    reference = measures.reference_for(problem, say)
+    if reference is None:
+        return parts, []
+    return parts, list(measures.measure_segments(problem, reference, results))
 
 
-def make_selection(problem: Problem):
+def make_selection(problem: Problem) -> Callable[[str, int], list[Part]]:
     """``select(method, ipc) -> [Part]`` of real images; networks are trained once."""
     select = coreset.make_selector(problem, jax.random.key(problem.settings.seed))
 
@@ -137,17 +154,17 @@ def save(path: Path, problem: Problem, method: str, parts: list[Part]) -> None:
     )
 
 
-def load_decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def load_decoded(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Images f32[M, H, W, C] and labels i32[M] of a set that ``save`` wrote.
 
-    Raises:
-      UserError: the file is damaged.
+    None where there is no such file, or a damaged one: the set can be made again.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return archive["images"], archive["labels"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{path} cannot be read; remove it to make it again") from None
+    except DAMAGE:
+        return None
 
 
 def prefix(parts: list[Part], ipc: int) -> list[Part]:
