@@ -210,6 +210,41 @@ def test_a_header_that_promises_too_much_is_not_believed(tmp_path, problem):
     refuse(tmp_path / "bad.npz", problem, "should have 256000000000 bytes and has 64")
 
 
+def test_a_negative_size(tmp_path, problem):
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("images.npy", header((-1, 8, 8, -1)) + bytes(256))
+        archive.writestr("labels.npy", header((1,), "<i4") + bytes(4))
+    refuse(tmp_path / "bad.npz", problem, r"\[-1, 8, 8, -1\], with a negative size")
+
+
+@pytest.mark.parametrize("text", ["{'descr", "{'descr'\n  x\n y", "{(", "1 +", "\\"])
+def test_a_header_that_is_no_literal(tmp_path, problem, text):
+    start = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("images.npy", start + text.encode())
+        archive.writestr("labels.npy", header((1,), "<i4") + bytes(4))
+    refuse(tmp_path / "bad.npz", problem, "cannot be read")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_corrupt_bytes_in_any_compression(tmp_path, problem, whole, method):
+    np.savez(tmp_path / "whole.npz", **whole)
+    with (
+        zipfile.ZipFile(tmp_path / "whole.npz") as source,
+        zipfile.ZipFile(tmp_path / "bad.npz", "w", method) as archive,
+    ):
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+    content = (tmp_path / "bad.npz").read_bytes()
+    # LZMA's own header, in part of no consequence, is 9 bytes.
+    begin = content.index(b"images.npy") + len("images.npy") + 9
+    for place in range(begin, begin + 60):
+        bad = bytearray(content)
+        bad[place] ^= 0xFF
+        (tmp_path / "bad.npz").write_bytes(bad)
+        refuse(tmp_path / "bad.npz", problem, "cannot be read|never unpickled")
+
+
 def test_a_bomb_is_not_unpacked(tmp_path, problem, monkeypatch):
     labels = np.zeros(2**16, np.int32)
     images = np.zeros((2**16, 8, 8, 1), np.float32)
