@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasm_jax import evaluate, run
+from dasm_jax import evaluate, records, run
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments import common
@@ -207,6 +207,19 @@ def test_a_damaged_result_is_made_again(tmp_path, made, counter, cache_dir):
         del counter.calls[:]
         start(tmp_path / f"c{wrong}", made)
         assert len(counter.calls) == 2
+
+
+@pytest.mark.parametrize("name", ["wall_seconds", "peak_bytes"])
+@pytest.mark.parametrize("wrong", [None, "1", float("inf"), float("nan"), -1, True])
+def test_a_result_needs_its_costs(tmp_path, name, wrong):
+    result = {"networks": [0.5], "best": [0.5], "wall_seconds": 1.5, "peak_bytes": 7}
+    records.keep(tmp_path, {}, result)
+    assert records.find(tmp_path, {}, 1) == result
+    records.keep(tmp_path, {}, {**result, name: wrong})
+    assert records.find(tmp_path, {}, 1) is None
+    del result[name]
+    records.keep(tmp_path, {}, result)
+    assert records.find(tmp_path, {}, 1) is None
 
 
 def test_a_set_that_changed_is_evaluated_again(tmp_path, made, counter):
