@@ -21,17 +21,19 @@ def problem():
     return small_problem()
 
 
-def make_file(path, problem, factor=2, ipc=3):
+def make_file(path, problem, factor=2, ipc=3, kind="single", segments=None):
     count = 2 * ipc
+    if segments is None:
+        segments = np.ones(count, np.int32)
     pixels = np.linspace(0, 1, count * 64, dtype=np.float32).reshape(count, 8, 8, 1)
     export.save_synthetic(
         path,
         SyntheticSet(
             pixels,
             np.repeat(np.arange(2, dtype=np.int32), ipc),
-            np.ones(count, np.int32),
+            segments,
         ),
-        parameterization=make_parameterization("single", factor, (8, 8)),
+        parameterization=make_parameterization(kind, factor, (8, 8)),
         statistics=problem.statistics,
         class_names=problem.dataset.class_names,
     )
@@ -175,6 +177,70 @@ IMAGES = np.zeros((24, 8, 8, 1), np.float32)
     ],
 )
 def test_a_file_that_is_not_as_it_should_be(tmp_path, problem, whole, changes, message):
+    arrays = {k: v for k, v in {**whole, **changes}.items() if v is not None}
+    np.savez(tmp_path / "bad.npz", **arrays)
+    refuse(tmp_path / "bad.npz", problem, message)
+
+
+SEGMENTS = np.resize(np.array([1, 2, 2], np.int32), 200)
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS])
+@pytest.mark.parametrize("ipc", [3, 100])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["single", "multi", "bound"])
+def test_counts_as_a_formation_gives_them(
+    tmp_path, problem, kind, factor, ipc, segments
+):
+    if segments is not None:
+        segments = segments[: 2 * ipc]
+    path = make_file(tmp_path / "x.npz", problem, factor, ipc, kind, segments)
+    assert load(path, problem).stored_counts == (ipc, ipc)
+    arrays = fields_of(path)
+    # Without an image networks see, or with one stored image of another segment.
+    fewer = {name: arrays[name][1:] for name in ("images", "labels", "segments")}
+    np.savez(path, **{**arrays, **fewer})
+    refuse(path, problem, rf"class 0 of segment 1 has .* factor {factor} and .* give ")
+    if segments is not None and factor > 1:
+        moved = arrays["stored_segments"].copy()
+        moved[0] = 2
+        np.savez(path, **{**arrays, "stored_segments": moved})
+        refuse(path, problem, "class 0 of segment 1 has")
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "bound", None])
+@pytest.mark.parametrize("with_segments", [False, True])
+def test_nobody_claims_fewer_stored_images(tmp_path, problem, kind, with_segments):
+    path = make_file(tmp_path / "x.npz", problem, 2, 20, kind or "single")
+    arrays = fields_of(path)
+    if kind is None:
+        del arrays["formation"]
+    if not with_segments:
+        del arrays["segments"], arrays["stored_segments"]
+    np.savez(path, **arrays)
+    seen = len(load(path, problem).decoded.labels) // 2
+    stored = {
+        name: arrays[name][::10]
+        for name in ("stored_pixels", "stored_labels", "stored_segments")
+        if name in arrays
+    }
+    for factor in (1, 2):
+        changes = {**stored, "factor": np.int32(factor)}
+        np.savez(path, **{**arrays, **changes})
+        refuse(path, problem, f"class 0.* has {seen} decoded and 2 stored images")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"formation": np.str_("double")}, "formation is 'double'; .* single, multi"),
+        ({"formation": np.int32(1)}, r"formation is int32\[\]"),
+        ({"segments": np.ones(3, np.int32)}, r"segments is int32\[3\].*\[24\]"),
+        ({"stored_segments": np.ones(6)}, r"stored_segments is float64\[6\].*\[6\]"),
+        ({"stored_segments": None}, "only one of the fields segments and"),
+    ],
+)
+def test_how_a_file_was_decoded(tmp_path, problem, whole, changes, message):
     arrays = {k: v for k, v in {**whole, **changes}.items() if v is not None}
     np.savez(tmp_path / "bad.npz", **arrays)
     refuse(tmp_path / "bad.npz", problem, message)
