@@ -76,5 +76,10 @@ def _is_result(result: Any, networks: int) -> bool:
             return False
         if not all(type(v) in (int, float) and 0 <= v <= 1 for v in values):
             return False
-    costs = (result.get(name) for name in ("wall_seconds", "peak_bytes"))
-    return all(type(v) in (int, float) and 0 <= v < math.inf for v in costs)
+    for name in ("wall_seconds", "peak_bytes"):
+        value = result.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        if not 0 <= value < math.inf:
+            return False
+    return True
