@@ -101,7 +101,7 @@ def make_evaluator(
         chunk: range, data: ArrayDataset, table: IndexTable
     ) -> list[list[np.ndarray]]:
         """Correctness f32[N_test] of [look][network]."""
-        keys = [key_for(root, Use.EVALUATION_NETWORK, network) for network in chunk]
+        keys = [key_for(root, Use.EVALUATION_NETWORK, number) for number in chunk]
         # One alone is not mapped over: its numbers do not depend on ``at_once``.
         alone = len(chunk) == 1
 
@@ -126,10 +126,10 @@ def make_evaluator(
                     )
                 at_once = len(chunk) // 2
                 continue
-            for network, correct in zip(chunk, seen[-1]):
+            for number, correct in zip(chunk, seen[-1]):
                 if np.isnan(correct).any():
                     raise UserError(
-                        f"evaluation network {network + 1} diverged; lower "
+                        f"evaluation network {number + 1} diverged; lower "
                         f"config.evaluate.recipe.lr={recipe.learning_rate:g}"
                     )
             last += seen[-1]

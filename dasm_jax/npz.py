@@ -68,9 +68,13 @@ class NpzReader:
                 "here; save it as an array of numbers"
             )
         there = self._archive.getinfo(f"{name}.npy").file_size - file.tell()
+        if min(shape, default=0) < 0:
+            raise ValueError(
+                f"{name} has the shape {list(shape)}, with a negative size"
+            )
         # Python's numbers, which do not overflow.
         expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if expected != there or min(shape, default=0) < 0:
+        if expected != there:
             raise ValueError(f"{name} should have {expected} bytes and has {there}")
         return Header(shape, dtype)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 PADDING_VALUE = 0.5
 FORMATIONS = ("single", "multi", "bound")
+BOUND = 128  # images of a class that 'bound' makes at most of fewer stored ones
 
 
 class Formation(NamedTuple):
@@ -75,8 +76,14 @@ def _factors_of(kind: str, factor: int, count: int, bound: int) -> list[np.ndarr
     return members
 
 
+def decoded_count(kind: str, factor: int, stored: int, *, bound: int = BOUND) -> int:
+    """How many images ``stored`` ones give; see ``make_parameterization``."""
+    members = _factors_of(kind, factor, stored, bound)
+    return sum(f**2 * len(index) for f, index in enumerate(members, 1))
+
+
 def make_parameterization(
-    kind: str, factor: int, size: tuple[int, int], *, bound: int = 128
+    kind: str, factor: int, size: tuple[int, int], *, bound: int = BOUND
 ) -> Parameterization:
     """Build the decoder of ``kind`` for images of ``size``.
 

@@ -44,8 +44,8 @@ def keep(folder: Path, identity: dict[str, Any], result: dict[str, Any]) -> None
     Args:
       folder: made where it does not exist.
       identity: plain JSON.
-      result: plain JSON with the accuracies ``networks`` and ``best``, and
-        ``wall_seconds``.
+      result: plain JSON with the accuracies ``networks`` and ``best``, and the
+        costs ``wall_seconds`` and ``peak_bytes``.
 
     Raises:
       UserError: it cannot be written.
@@ -76,5 +76,10 @@ def _is_result(result: Any, networks: int) -> bool:
             return False
         if not all(type(v) in (int, float) and 0 <= v <= 1 for v in values):
             return False
-    seconds = result.get("wall_seconds")
-    return isinstance(seconds, int | float) and math.isfinite(seconds)
+    for name in ("wall_seconds", "peak_bytes"):
+        value = result.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        if not 0 <= value < math.inf:
+            return False
+    return True

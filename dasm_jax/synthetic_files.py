@@ -13,6 +13,7 @@ import numpy as np
 from dasm_jax.data import cache, folder, images
 from dasm_jax.errors import UserError
 from dasm_jax.npz import Header, NpzReader, open_npz
+from dasm_jax.stored_counts import check_counts
 from dasm_jax.types import ArrayDataset, Dataset, Normalization
 
 FIELD = "config.evaluate.synthetic"
@@ -126,6 +127,7 @@ def _read_file(
                 f"{path}: class {min(odd)} is in only one of labels and stored_labels; "
                 "make the file again"
             )
+        check_counts(path, reader, decoded, stored, factor)
     return _make_set(path, dataset, decoded, stored, factor)
 
 

@@ -1,6 +1,7 @@
 """experiment=evaluate: cells, what is kept, scores, the table, and refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasm_jax import evaluate, run
+from dasm_jax import evaluate, records, run
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments import common
+from dasm_jax.experiments import evaluate as experiment
 from dasm_jax.experiments.evaluate import images_of, steps_for
 from dasm_jax.settings import from_config
 from dasm_jax.synthetic_files import SyntheticFile, load_set
@@ -191,6 +193,33 @@ def test_baselines_depend_on_what_makes_them(tmp_path, counter, changes, again):
     assert {count for count, *_ in counter.calls[1:]} == again
 
 
+def test_results_depend_on_the_code_that_makes_them(
+    tmp_path, made, counter, monkeypatch
+):
+    start(tmp_path / "a", made)
+    monkeypatch.setattr(experiment, "source_hash", lambda package: "other")
+    del counter.calls[:]
+    start(tmp_path / "a", made)
+    start(tmp_path / "b", made)
+    assert [count for count, *_ in counter.calls] == [24, 6, 80, 24]
+
+
+def test_the_code_is_told_by_the_modules_that_decide(tmp_path):
+    def changed(name):
+        package = tmp_path / name.replace("/", "_")
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(experiment.PACKAGE, package, ignore=ignored)
+        with open(package / name, "a") as file:
+            file.write("# changed\n")
+        return experiment.source_hash(package)
+
+    unchanged = experiment.source_hash(experiment.PACKAGE)
+    assert changed("report.py") == unchanged
+    deciding = ("training.py", "augment.py", "sampling.py", "nets/resnet.py")
+    hashes = {changed(name) for name in deciding}
+    assert len(hashes | {unchanged}) == 5
+
+
 def test_a_damaged_result_is_made_again(tmp_path, made, counter, cache_dir):
     start(tmp_path / "a", made)
     files = sorted((cache_dir / "baselines").iterdir())
@@ -207,6 +236,19 @@ def test_a_damaged_result_is_made_again(tmp_path, made, counter, cache_dir):
         del counter.calls[:]
         start(tmp_path / f"c{wrong}", made)
         assert len(counter.calls) == 2
+
+
+@pytest.mark.parametrize("name", ["wall_seconds", "peak_bytes"])
+@pytest.mark.parametrize("wrong", [None, "1", float("inf"), float("nan"), -1, True])
+def test_a_result_needs_its_costs(tmp_path, name, wrong):
+    result = {"networks": [0.5], "best": [0.5], "wall_seconds": 1.5, "peak_bytes": 7}
+    records.keep(tmp_path, {}, result)
+    assert records.find(tmp_path, {}, 1) == result
+    records.keep(tmp_path, {}, {**result, name: wrong})
+    assert records.find(tmp_path, {}, 1) is None
+    del result[name]
+    records.keep(tmp_path, {}, result)
+    assert records.find(tmp_path, {}, 1) is None
 
 
 def test_a_set_that_changed_is_evaluated_again(tmp_path, made, counter):
@@ -306,6 +348,11 @@ def test_sets_share_baselines_of_equal_size_and_steps():
         ({"evaluate__same_compute": True}, r"same_compute .* epochs"),
         ({"evaluate__architectures": ("convnet", "convnet")}, "twice"),
         ({"evaluate__architectures": ("convnet", "resnet99")}, "unknown network"),
+        (
+            {"evaluate__architectures": ("convnet", "mlp", "convnet/4")},
+            r"config\.evaluate\.architectures: 'convnet' and 'convnet/4' are one",
+        ),
+        ({"evaluate__architectures": ("mlp/128", "mlp")}, "'mlp/128' and 'mlp' are"),
         ({"evaluate__augmentations": ("dsa", "cutout")}, "dsa_cutmix"),
     ],
 )

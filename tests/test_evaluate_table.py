@@ -106,3 +106,28 @@ def test_the_best_look_stands_apart_from_the_results(summary):
 
 def test_a_terminal_has_80_columns(summary):
     assert all(len(line) <= 80 for line in render(summary).splitlines())
+
+
+def test_a_terminal_has_80_columns_for_many_sets(summary):
+    found, _, random, _ = summary["table"]
+    summary["sets"] *= 6
+    costs = {"wall_seconds": 123456.5, "peak_bytes": 80e9, "reused": True}
+    scores = {"hlr": [-0.25], "ior": [-0.25], "lrs": [0.5], "ars": [0.5]}
+    groups = ([1, 2, 3, 4, 5, 6], [7, 9, 11], [8, 10, 12], list(range(1, 12)))
+    summary["table"] = [
+        *({**found, **scores, **costs, "sets": [n + 1]} for n in range(12)),
+        *({**random, **costs, "sets": numbers} for numbers in groups),
+        {**random, "images": "Full", **costs, "sets": list(range(1, 13))},
+    ]
+    lines = render(summary).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    labels = [line[:18].strip() for line in lines if line.startswith("  Random")]
+    assert labels == [
+        "Random for 1-6",
+        "Random for 7,9,…",
+        "Random for 8,10…",
+        "Random for 1-11",
+    ]
+    # In full where there is room.
+    assert "Random for 8,10,12 99.0" in " ".join(" ".join(lines).split())
+    assert "| Random for 7,9,11 |" in markdown(summary)

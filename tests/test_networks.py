@@ -441,6 +441,11 @@ def test_parsed_for_a_run_with_another_network():
         ("lenet/8", "'lenet/8': network.width=8 cannot be had: lenet comes in one"),
         ("alexnet/5", "'alexnet/5': network.width=5 must be a multiple of 2"),
         ("vgg11/group/6", "'vgg11/group/6': network.width=6 must be a multiple of 4"),
+        ("mlp/4097", "'mlp/4097': network.width=4097 is too large; it must be at most"),
+        (
+            "mlp/99999999999",
+            "'mlp/99999999999': network.width=99999999999 is too large",
+        ),
     ],
 )
 def test_not_parsed(text, message):

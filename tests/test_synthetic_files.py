@@ -21,17 +21,19 @@ def problem():
     return small_problem()
 
 
-def make_file(path, problem, factor=2, ipc=3):
+def make_file(path, problem, factor=2, ipc=3, kind="single", segments=None):
     count = 2 * ipc
+    if segments is None:
+        segments = np.ones(count, np.int32)
     pixels = np.linspace(0, 1, count * 64, dtype=np.float32).reshape(count, 8, 8, 1)
     export.save_synthetic(
         path,
         SyntheticSet(
             pixels,
             np.repeat(np.arange(2, dtype=np.int32), ipc),
-            np.ones(count, np.int32),
+            segments,
         ),
-        parameterization=make_parameterization("single", factor, (8, 8)),
+        parameterization=make_parameterization(kind, factor, (8, 8)),
         statistics=problem.statistics,
         class_names=problem.dataset.class_names,
     )
@@ -180,6 +182,70 @@ def test_a_file_that_is_not_as_it_should_be(tmp_path, problem, whole, changes, m
     refuse(tmp_path / "bad.npz", problem, message)
 
 
+SEGMENTS = np.resize(np.array([1, 2, 2], np.int32), 200)
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS])
+@pytest.mark.parametrize("ipc", [3, 100])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["single", "multi", "bound"])
+def test_counts_as_a_formation_gives_them(
+    tmp_path, problem, kind, factor, ipc, segments
+):
+    if segments is not None:
+        segments = segments[: 2 * ipc]
+    path = make_file(tmp_path / "x.npz", problem, factor, ipc, kind, segments)
+    assert load(path, problem).stored_counts == (ipc, ipc)
+    arrays = fields_of(path)
+    # Without an image networks see, or with one stored image of another segment.
+    fewer = {name: arrays[name][1:] for name in ("images", "labels", "segments")}
+    np.savez(path, **{**arrays, **fewer})
+    refuse(path, problem, rf"class 0 of segment 1 has .* factor {factor} and .* give ")
+    if segments is not None and factor > 1:
+        moved = arrays["stored_segments"].copy()
+        moved[0] = 2
+        np.savez(path, **{**arrays, "stored_segments": moved})
+        refuse(path, problem, "class 0 of segment 1 has")
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "bound", None])
+@pytest.mark.parametrize("with_segments", [False, True])
+def test_nobody_claims_fewer_stored_images(tmp_path, problem, kind, with_segments):
+    path = make_file(tmp_path / "x.npz", problem, 2, 20, kind or "single")
+    arrays = fields_of(path)
+    if kind is None:
+        del arrays["formation"]
+    if not with_segments:
+        del arrays["segments"], arrays["stored_segments"]
+    np.savez(path, **arrays)
+    seen = len(load(path, problem).decoded.labels) // 2
+    stored = {
+        name: arrays[name][::10]
+        for name in ("stored_pixels", "stored_labels", "stored_segments")
+        if name in arrays
+    }
+    for factor in (1, 2):
+        changes = {**stored, "factor": np.int32(factor)}
+        np.savez(path, **{**arrays, **changes})
+        refuse(path, problem, f"class 0.* has {seen} decoded and 2 stored images")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"formation": np.str_("double")}, "formation is 'double'; .* single, multi"),
+        ({"formation": np.int32(1)}, r"formation is int32\[\]"),
+        ({"segments": np.ones(3, np.int32)}, r"segments is int32\[3\].*\[24\]"),
+        ({"stored_segments": np.ones(6)}, r"stored_segments is float64\[6\].*\[6\]"),
+        ({"stored_segments": None}, "only one of the fields segments and"),
+    ],
+)
+def test_how_a_file_was_decoded(tmp_path, problem, whole, changes, message):
+    arrays = {k: v for k, v in {**whole, **changes}.items() if v is not None}
+    np.savez(tmp_path / "bad.npz", **arrays)
+    refuse(tmp_path / "bad.npz", problem, message)
+
+
 def test_nothing_is_unpickled(tmp_path, problem):
     called = tmp_path / "called"
 
@@ -208,6 +274,41 @@ def test_a_header_that_promises_too_much_is_not_believed(tmp_path, problem):
         archive.writestr("images.npy", header((10**9, 8, 8, 1)) + bytes(64))
         archive.writestr("labels.npy", header((10**9,), "<i4"))
     refuse(tmp_path / "bad.npz", problem, "should have 256000000000 bytes and has 64")
+
+
+def test_a_negative_size(tmp_path, problem):
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("images.npy", header((-1, 8, 8, -1)) + bytes(256))
+        archive.writestr("labels.npy", header((1,), "<i4") + bytes(4))
+    refuse(tmp_path / "bad.npz", problem, r"\[-1, 8, 8, -1\], with a negative size")
+
+
+@pytest.mark.parametrize("text", ["{'descr", "{'descr'\n  x\n y", "{(", "1 +", "\\"])
+def test_a_header_that_is_no_literal(tmp_path, problem, text):
+    start = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("images.npy", start + text.encode())
+        archive.writestr("labels.npy", header((1,), "<i4") + bytes(4))
+    refuse(tmp_path / "bad.npz", problem, "cannot be read")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_corrupt_bytes_in_any_compression(tmp_path, problem, whole, method):
+    np.savez(tmp_path / "whole.npz", **whole)
+    with (
+        zipfile.ZipFile(tmp_path / "whole.npz") as source,
+        zipfile.ZipFile(tmp_path / "bad.npz", "w", method) as archive,
+    ):
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+    content = (tmp_path / "bad.npz").read_bytes()
+    # LZMA's own header, in part of no consequence, is 9 bytes.
+    begin = content.index(b"images.npy") + len("images.npy") + 9
+    for place in range(begin, begin + 60):
+        bad = bytearray(content)
+        bad[place] ^= 0xFF
+        (tmp_path / "bad.npz").write_bytes(bad)
+        refuse(tmp_path / "bad.npz", problem, "cannot be read|never unpickled")
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, problem, monkeypatch):

@@ -8,9 +8,11 @@ made from. Where the source is not on the machine, the newest file is used.
 import hashlib
 import json
 import logging
+import lzma
 import os
 import re
 import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -29,7 +31,8 @@ _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _log = logging.getLogger(__name__)
 
 # What zipfile and NumPy raise on a damaged file. MemoryError: a flipped bit in an
-# array's header can ask for terabytes.
+# array's header can ask for terabytes. SyntaxError, TokenError: it is a literal of
+# Python, and is parsed.
 DAMAGE = (
     OSError,
     EOFError,
@@ -37,9 +40,12 @@ DAMAGE = (
     MemoryError,
     OverflowError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
+    lzma.LZMAError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -6,6 +6,8 @@ the machine too, for every other run under the same recipe.
 """
 
 import dataclasses
+import functools
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dasm_jax import __version__, evaluate, records
+from dasm_jax import __version__, evaluate, nets, records
 from dasm_jax.data.cache import default_dir
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
@@ -28,6 +30,39 @@ from dasm_jax.training import Recipe
 from dasm_jax.workdir import PhaseClock, RunLog, highest_peak, peak_memory
 
 FORMAT = 1  # part of what a kept result depends on
+
+
+# The modules that decide an accuracy, beside all of nets/.
+DECIDING = (
+    "augment",
+    "coreset",
+    "evaluate",
+    "keys",
+    "loops",
+    "recipes",
+    "sampling",
+    "training",
+    "whitening",
+)
+PACKAGE = Path(evaluate.__file__).parent
+
+
+@functools.cache
+def source_hash(package: Path) -> str:
+    """Sha256 of the source files that decide an accuracy.
+
+    Kept results outlive the code that made them, Random and Full for all runs of the
+    machine: without this a set that is trained by new code would be compared with
+    baselines that were trained by old code, as the version changes with releases only.
+    """
+    files = [package / f"{name}.py" for name in DECIDING]
+    files += sorted((package / "nets").glob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        name = file.relative_to(package).as_posix()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 class Images(NamedTuple):
@@ -67,6 +102,7 @@ def run(settings: Settings, workdir: Path) -> str:
     ]
     for architecture in architectures_of(settings):
         network_for(problem, architecture)  # what is wrong with one is said now
+    _refuse_twins(settings)
     with recorded(problem, workdir, clock, len(cells)) as log:
         runner = _Runner(problem, sets, workdir / "cells", log)
         with clock.phase("evaluate"):
@@ -83,6 +119,19 @@ def run(settings: Settings, workdir: Path) -> str:
 def architectures_of(settings: Settings) -> tuple[str, ...]:
     """The networks of the table; none named means that of the config."""
     return settings.evaluate.architectures or (settings.network.name,)
+
+
+def _refuse_twins(settings: Settings) -> None:
+    """Two names may be of one network, whose rows would be trained twice."""
+    names: dict[nets.Architecture, str] = {}
+    for text in architectures_of(settings):
+        network = nets.parse_architecture(text, settings.network.architecture)
+        if network in names:
+            raise UserError(
+                f"config.evaluate.architectures: {names[network]!r} and {text!r} are "
+                "one network; name every network once"
+            )
+        names[network] = text
 
 
 def steps_for(settings: EvaluateSettings, found: SyntheticFile) -> int:
@@ -227,6 +276,7 @@ class _Runner:
         return {
             "format": FORMAT,
             "versions": {"dasm_jax": __version__, "jax": jax.__version__},
+            "sources": source_hash(PACKAGE),
             "device": [platform, jax.devices()[0].device_kind],
             "data": problem.dataset.content_hash,
             "normalization": [*problem.statistics.mean, *problem.statistics.std],

@@ -11,8 +11,10 @@ from dasm_jax.experiments.common import percent
 
 Row = dict[str, Any]
 
+LABEL = 18  # columns of what a row is of
+
 HEAD = (
-    f"{'images':<18}{'accuracy':>12}{'HLR':>7}{'IOR':>7}{'LRS':>7}{'ARS':>7}"
+    f"{'images':<{LABEL}}{'accuracy':>12}{'HLR':>7}{'IOR':>7}{'LRS':>7}{'ARS':>7}"
     f"{'seconds':>10}{'peak MB':>10}"
 )
 
@@ -73,11 +75,26 @@ def _beside(row: Row, rows: list[Row], kind: str) -> Row | None:
 
 def _label(row: Row, summary: Row) -> str:
     """What a row is of: the number of a set, or a baseline and which sets it is for."""
-    numbers = ",".join(map(str, row["sets"]))
+    numbers = _ranges(row["sets"])
     if row["images"] == "set":
         return f"set {numbers}"
     everyone = len(row["sets"]) == len(summary["sets"])
     return row["images"] if everyone else f"{row['images']} for {numbers}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Rising numbers as ``1-4,6``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _named(row: Row, summary: Row) -> str:
@@ -169,7 +186,8 @@ def render(summary: Row) -> str:
         lines += textwrap.wrap(architecture, 80)
         for row in rows:
             texts = _cells(row)
-            line = f"{'  ' + _label(row, summary):<18}{texts['accuracy']:>12}"
+            label = _cut(f"  {_label(row, summary)}", LABEL)
+            line = f"{label:<{LABEL}}{texts['accuracy']:>12}"
             for name, width in (("hlr", 7), ("ior", 7), ("lrs", 7), ("ars", 7)):
                 line += f"{texts.get(name, ''):>{width}}"
             line += f"{texts.get('seconds', ''):>10}{texts.get('peak', ''):>10}"

@@ -78,6 +78,8 @@ CUSTOMARY_NORMS = {
 # Pixels of the shorter side, where it is more than one.
 SMALLEST_SIDES = {"lenet": 14, "resnet_ap10": 8}
 
+LARGEST_WIDTH = 4096
+
 WIDTH_MULTIPLES = {"alexnet": 2, "vit": HEADS}
 
 
@@ -197,6 +199,10 @@ def _check(a: Architecture) -> None:
         raise ValueError(
             f"network.width={a.width} cannot be had: {a.name} comes in one size; "
             "leave the width out (0)"
+        )
+    if a.width > LARGEST_WIDTH:
+        raise ValueError(
+            f"network.width={a.width} is too large; it must be at most {LARGEST_WIDTH}"
         )
     multiple = WIDTH_MULTIPLES.get(a.name, 1)
     if a.norm == "group" and a.name in CUSTOMARY_NORMS:
