@@ -86,12 +86,17 @@ def render(
         facts=_facts(config, summary, manifest),
         table=parts.accuracy_table(accuracies) if accuracies else None,
         full_text=percent(*accuracies.full) if accuracies and accuracies.full else "",
-        seeds=accuracies.seeds if accuracies else 1,
+        # Seeds are means already in the rows of a curve.
+        seeds=len(summary.get("seeds", ())) or (accuracies.seeds if accuracies else 1),
         # Its own table.md says more of them than their scalars do.
         all_rows=parts.table_of(rows) if sized or (rows and not markdown) else None,
         networks=summary.get("evaluation_networks"),
         steps=summary.get("evaluation_steps"),
-        markdown=parts.markdown_parts(markdown) if markdown.strip() else [],
+        markdown=[
+            part
+            for part in (parts.markdown_parts(markdown) if markdown.strip() else [])
+            if not (accuracies and isinstance(part, parts.Table))  # as shown above
+        ],
         cells=parts.table_of(cells) if cells else None,
         accuracy=_accuracy_svg(accuracies),
         deciles=_decile_svg(sized),

@@ -308,6 +308,52 @@ def test_seeds_are_averaged_and_architectures_kept_apart():
     assert report_parts.accuracies_of(rows + rows[:1]) is None  # in what they differ?
 
 
+def test_a_curve_says_its_seeds_and_shows_its_table_once(tmp_path):
+    row = {"set": "IDC", "mean": 0.4321, "std": 0.01}
+    summary = {
+        "seeds": [0, 1],
+        "evaluation_networks": 3,
+        "table": [row | {"ipc": 1}, row | {"ipc": 10, "mean": 0.8765}],
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "table.md").write_text("head\n\n| m | 1 |\n|---|---|\n| IDC | 43.2 |\n")
+    write_report(tmp_path)
+    text = Page(tmp_path).text
+    assert "over 2 seeds, 3 networks each" in text
+    assert text.count("43.2 ± 1.0") == 2  # the table, and every number
+    assert "| 43.2 |" not in text
+    assert "head" in text
+
+
+def test_a_table_of_networks_is_its_own_document(tmp_path):
+    row = {"architecture": "mlp", "images": "set", "mean": 0.4, "best_mean": 0.777}
+    (tmp_path / "summary.json").write_text(json.dumps({"table": [row]}))
+    (tmp_path / "table.md").write_text(
+        "| m | 1 |\n|---|---|\n| set 1 | 40.0 |\n\n- a\n"
+    )
+    write_report(tmp_path)
+    page = Page(tmp_path)
+    assert "40.0" in page.text
+    assert "0.777" not in page.text  # the best look is no result
+    assert page.all("li")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", "[]"),
+        ("summary.json", '{"table": ["a"]}'),
+        ("manifest.json", '{"wall_seconds": null}'),
+        ("metrics.jsonl", '{"kind": "outer", "segment": 1}\n'),
+    ],
+)
+def test_files_of_another_shape_are_one_line(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        write_report(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_many_sets_are_rows():
     rows = [
         {"set": f"m{i}", "ipc": ipc, "mean": 0.5, "std": None}
