@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dasm_jax.nets import convolution
+
 BUDGETS = ("flops", "steps", "per_segment")
 RATE_RULES = ("idc", "inputs")
 
@@ -36,9 +38,11 @@ class PublishedLoop(NamedTuple):
 def count_flops(fn: Callable[..., Any], *shapes: Any) -> float:
     """FLOPs of one call, counted by XLA on the program before it is optimised.
 
-    So the count is the same on every backend. ``fn`` must not hide work in loops.
+    So the count is the same on every backend, whatever form its convolutions take
+    there. ``fn`` must not hide work in loops.
     """
-    analysis = jax.jit(fn).lower(*shapes).cost_analysis()
+    with convolution.plain():
+        analysis = jax.jit(fn).lower(*shapes).cost_analysis()
     assert analysis is not None, "XLA counts no FLOPs on this backend"
     return float(analysis["flops"])
 

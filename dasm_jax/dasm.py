@@ -216,7 +216,7 @@ def match_segment(
         pending = []
         with jax.transfer_guard("disallow"):
             for _ in range(plan.inner // loop.steps_per_call):
-                state, distances = update(root, state, data)
+                state, distances = update.run(root, state, data)
                 pending.append(distances)
         distances = np.concatenate([np.asarray(d) for d in pending])
         now = np.asarray(
@@ -267,7 +267,7 @@ def _trouble(
     if len(steps):
         what = "the matching distance"
         where += f", inner step {steps[0] + 1}"
-        if problem.method.separable:
+        if distances.shape[1] > 1:
             where += f", class {labels[0]} ({problem.dataset.class_names[labels[0]]})"
     elif not np.isfinite(pixels).all():
         label = np.nonzero(~np.isfinite(pixels))[0][0]

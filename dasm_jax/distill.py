@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Float, Key
 
@@ -30,37 +31,44 @@ class Optimizers(NamedTuple):
     learned: optax.GradientTransformation
 
 
-class StepFunctions(NamedTuple):
-    """The two halves of an inner step, pure."""
+class Seen(NamedTuple):
+    """What all parts of an objective look at in one matching step."""
 
-    match: Callable[..., tuple[SegmentState, Float[jax.Array, " G"]]]
+    key: Array
+    view: Any  # of the networks
+    real: Array  # u8[C, B, H, W, ch]
+
+
+class StepFunctions(NamedTuple):
+    """The pieces of an inner step, pure."""
+
+    # (key, state, data) -> (state, seen): real batches are drawn, the step is counted
+    look: Callable[..., tuple[SegmentState, Seen]]
+    objective: Objective
+    # (state, grads) -> state
+    move: Callable[[SegmentState, Variables], SegmentState]
+    # (key, state, data) -> state: one SGD step of the networks
     train: Callable[..., SegmentState]
 
 
 def make_step(
     objective: Objective, learner: Learner, optimizers: Optimizers, real_batch: int
 ) -> StepFunctions:
-    """Matching step and network step of one segment.
+    """Matching step and network step of one segment."""
 
-    Returns:
-      ``match(key, state, data) -> (state, distances)`` moves the pixels of all classes
-      and counts the step; ``train(key, state, data) -> state`` is one SGD step of the
-      networks.
-    """
-
-    def match(
+    def look(
         key: Key[jax.Array, ""], state: SegmentState, data: SegmentData
-    ) -> tuple[SegmentState, Float[jax.Array, " G"]]:
+    ) -> tuple[SegmentState, Seen]:
         order_key = key_for(key, Use.REAL_ORDER, data.segment, data.pool_round)
         real, index = sampling.next_batch(order_key, state.real, data.pool, real_batch)
-        distances, grads = objective(
-            key_for(key, Use.MATCH, data.segment, state.step),
-            state.variables,
-            learner.view(key, state.learner, data, state.step),
-            data.real.images[index],
-            data.frozen,
-            data.frozen_count,
+        seen = Seen(
+            key=key_for(key, Use.MATCH, data.segment, state.step),
+            view=learner.view(key, state.learner, data, state.step),
+            real=data.real.images[index],
         )
+        return state._replace(real=real, step=state.step + 1), seen
+
+    def move(state: SegmentState, grads: Variables) -> SegmentState:
         pixels, image_opt = optimizers.image.update(
             grads.pixels, state.image_opt, state.variables.pixels
         )
@@ -69,14 +77,11 @@ def make_step(
             grads.learned, state.learned_opt, learned
         )
         learned = optax.apply_updates(learned, updates)
-        state = state._replace(
+        return state._replace(
             variables=Variables(pixels, learned),
             image_opt=image_opt,
             learned_opt=learned_opt,
-            real=real,
-            step=state.step + 1,
         )
-        return state, distances
 
     def train(
         key: Key[jax.Array, ""], state: SegmentState, data: SegmentData
@@ -84,10 +89,36 @@ def make_step(
         pixels = state.variables.pixels
         return state._replace(learner=learner.train(key, state.learner, data, pixels))
 
-    return StepFunctions(match, train)
+    return StepFunctions(look, objective, move, train)
 
 
-Update = Callable[..., tuple[SegmentState, Float[jax.Array, "n G"]]]
+def match(
+    step: StepFunctions,
+    loop: Loop,
+    key: Key[jax.Array, ""],
+    state: SegmentState,
+    data: SegmentData,
+) -> tuple[SegmentState, Float[jax.Array, " parts"]]:
+    """One matching step: look, gradients of all parts, move."""
+    state, seen = step.look(key, state, data)
+    distances, grads = step.objective.whole(
+        loop,
+        seen.key,
+        state.variables,
+        seen.view,
+        seen.real,
+        data.frozen,
+        data.frozen_count,
+    )
+    return step.move(state, grads), distances
+
+
+class Update(NamedTuple):
+    """Inner steps, compiled for one shape: others are refused."""
+
+    # (key, state, data) -> (state, distances f32[n, parts]); donates the state
+    run: Callable[..., tuple[SegmentState, Float[jax.Array, "n parts"]]]
+    programs: dict[str, jax.stages.Compiled]  # what it is made of
 
 
 def compile_update(
@@ -98,48 +129,82 @@ def compile_update(
 ) -> Update:
     """Compile ``loop.steps_per_call`` inner steps ahead of time, for these shapes.
 
-    On accelerators they are one program. On CPU, where loops are written out, matching
-    and one network step are a program each: convolutions in loop bodies are slow there,
-    and many copies of a network step take long to compile.
+    On accelerators they are one program. On CPU, where convolutions are slow in loop
+    bodies and many copies of anything take long to compile, every piece of a step is a
+    program of its own, and so is the gradient of one part, which is called for each.
 
     Args:
-      step: the two halves of an inner step.
+      step: the pieces of an inner step.
       network_steps: network steps per inner step.
       loop: how loops are compiled.
       example: key, state and data, for their shapes.
-
-    Returns:
-      ``update(key, state, data) -> (state, distances)``; it donates the state and
-      refuses other shapes.
     """
+    if loop.rolled:
+        return _one_program(step, network_steps, loop, example)
+    return _program_of_each_piece(step, network_steps, example)
 
-    def match(key, state, data):
-        state, distances = step.match(key, state, data)
-        return state, distances[None]
 
+def _one_program(
+    step: StepFunctions, network_steps: int, loop: Loop, example: tuple
+) -> Update:
     def inner_steps(key, state, data):
         def inner_step(state):
-            state, distances = step.match(key, state, data)
+            state, distances = match(step, loop, key, state, data)
             train_once = lambda state: (step.train(key, state, data), None)  # noqa: E731
             return loop.repeat(train_once, state, network_steps)[0], distances
 
         return loop.repeat(inner_step, state, loop.steps_per_call)
 
-    def compiled(function):
-        return jax.jit(function, donate_argnums=1).lower(*example).compile()
+    program = jax.jit(inner_steps, donate_argnums=1).lower(*example).compile()
+    return Update(program, {"inner_steps": program})
 
-    if loop.rolled:
-        return compiled(inner_steps)
-    match = compiled(match)
-    train = compiled(step.train) if network_steps else step.train
 
-    def update(key, state, data):
-        state, distances = match(key, state, data)
+def _program_of_each_piece(
+    step: StepFunctions, network_steps: int, example: tuple
+) -> Update:
+    _, state, data = example
+
+    def move(state, results):
+        distances, grads = step.objective.join(results, state.variables.learned)
+        return step.move(state, grads), distances[None]
+
+    def compiled(function, *shapes, donate=()):
+        return jax.jit(function, donate_argnums=donate).lower(*shapes).compile()
+
+    count = step.objective.parts(len(state.variables.pixels))
+    parts = [jax.device_put(np.int32(i)) for i in range(count)]
+    like, seen = jax.eval_shape(step.look, *example)
+    seen_by_part = (parts[0], seen.key, state.variables, seen.view, seen.real)
+    frozen = (data.frozen, data.frozen_count)
+    result = jax.eval_shape(step.objective.gradients, *seen_by_part, *frozen)
+    programs = {
+        "look": compiled(step.look, *example, donate=1),
+        "gradients": compiled(step.objective.gradients, *seen_by_part, *frozen),
+        "move": compiled(move, like, [result] * count, donate=0),
+    }
+    if network_steps:
+        programs["train"] = compiled(step.train, *example, donate=1)
+
+    def run(key, state, data):
+        state, seen = programs["look"](key, state, data)
+        results = [
+            programs["gradients"](
+                part,
+                seen.key,
+                state.variables,
+                seen.view,
+                seen.real,
+                data.frozen,
+                data.frozen_count,
+            )
+            for part in parts
+        ]
+        state, distances = programs["move"](state, results)
         for _ in range(network_steps):
-            state = train(key, state, data)
+            state = programs["train"](key, state, data)
         return state, distances
 
-    return update
+    return Update(run, programs)
 
 
 def start_segment(

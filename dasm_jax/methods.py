@@ -59,9 +59,8 @@ class Surroundings(NamedTuple):
 class Method(NamedTuple):
     """How a surrogate objective is run."""
 
-    objective: Callable[[Context, Loop], Objective]
+    objective: Callable[[Context, Loop], Objective]  # (context, loop of an objective)
     learner: Callable[[int, int, Context], Learner]  # (stored images, inner, context)
-    separable: bool  # every class on its own
     real_batch: int  # real images per class and step
     view: Callable[[Params], Any]  # parameters -> what the learner shows, for shapes
     learned: Any  # what is learned beside the pixels, at first
@@ -98,14 +97,13 @@ def make_trajectory_method(
             matching.make_trajectory_matcher(around.network.apply, loop),
             make_class_images(around.parameterization, context),
             around.statistics,
-            _options(s, loop),
+            _options(s),
             s.steps,
         )
 
     return Method(
         objective=objective,
         learner=lambda size, inner, context: learners.make_expert_learner(inner),
-        separable=False,
         real_batch=0,
         view=lambda params: matching.Span(params, params),
         learned=jnp.float32(s.step_size),
@@ -131,8 +129,8 @@ def make_method(settings: Settings, around: Surroundings) -> Method:
     return METHODS[settings.matcher.name](settings.matcher.active, around)
 
 
-def _options(s: MethodSettings, loop: Loop) -> MatchOptions:
-    return MatchOptions(parse_strategy(s.augment), s.synthetic_batch, loop)
+def _options(s: MethodSettings) -> MatchOptions:
+    return MatchOptions(parse_strategy(s.augment), s.synthetic_batch)
 
 
 def _batch_method(
@@ -143,14 +141,11 @@ def _batch_method(
 ) -> Method:
     def objective(context: Context, loop: Loop) -> Objective:
         class_images = make_class_images(around.parameterization, context)
-        return make_objective(
-            matcher, class_images, around.statistics, _options(s, loop)
-        )
+        return make_objective(matcher, class_images, around.statistics, _options(s))
 
     return Method(
         objective=objective,
         learner=partial(_learner, s, around),
-        separable=make_objective is objectives.make_class_objective,
         real_batch=s.real_batch,
         view=lambda params: params,
         learned=(),

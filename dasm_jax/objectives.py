@@ -1,10 +1,4 @@
-"""From a matcher to gradients of the pixels: by class, by set, or by lesson.
-
-An objective is a pure function ``(key, variables, view, real, frozen, frozen_count) ->
-(distances, gradients)`` where ``view`` is what the learner shows of its networks,
-``real`` u8[C, B, H, W, ch] a batch of every class, ``distances`` f32[C], or f32[1] for
-objectives that see all classes at once, and ``gradients`` are like ``variables``.
-"""
+"""From a matcher to gradients of the pixels: by class, by set, or by lesson."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +12,49 @@ from dasm_jax.matching import Lesson, Matcher
 from dasm_jax.segment import ClassImages, Variables, every_image
 from dasm_jax.types import Array, Batch, Normalization
 
-Objective = Callable[..., tuple[Array, Variables]]
+
+class Objective(NamedTuple):
+    """Gradients of the pixels, in parts that do not depend on each other.
+
+    ``gradients(part, key, variables, view, real, frozen, frozen_count) -> (distance
+    f32[], gradients)``, pure. ``view`` is what the learner shows of its networks,
+    ``real`` u8[C, B, H, W, ch] a batch of every class. A part i32[] is a class, and its
+    gradients are those of its pixels; or there is a single part for all classes, whose
+    gradients are like ``variables``.
+    """
+
+    separable: bool  # a part is a class
+    gradients: Callable[..., tuple[Array, Array | Variables]]
+
+    def parts(self, n_classes: int) -> int:
+        """How many there are."""
+        return n_classes if self.separable else 1
+
+    def join(
+        self, parts: list[tuple[Array, Array | Variables]], learned: Array | tuple
+    ) -> tuple[Array, Variables]:
+        """Distances f32[parts] and gradients like ``variables``."""
+        distances, grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        return self._joined(distances, grads, learned)
+
+    def whole(
+        self, loop: Loop, key: Array, variables: Variables, *seen: Array
+    ) -> tuple[Array, Variables]:
+        """The same of all parts, computed within one program."""
+        part = lambda part: self.gradients(part, key, variables, *seen)  # noqa: E731
+        if not self.separable:
+            return self.join([part(jnp.int32(0))], variables.learned)
+        labels = jnp.arange(len(variables.pixels), dtype=jnp.int32)
+        distances, grads = loop.over(part, labels)
+        return self._joined(distances, grads, variables.learned)
+
+    def _joined(
+        self, distances: Array, grads: Array | Variables, learned: Array | tuple
+    ) -> tuple[Array, Variables]:
+        if self.separable:
+            nothing = jax.tree.map(jnp.zeros_like, learned)
+            return distances, Variables(grads, nothing)  # type: ignore[arg-type]
+        return distances, jax.tree.map(lambda leaf: leaf[0], grads)
 
 
 class MatchOptions(NamedTuple):
@@ -26,7 +62,6 @@ class MatchOptions(NamedTuple):
 
     strategy: tuple[str, ...]  # augmentation
     synthetic_batch: int  # decoded images per class (lesson: in all), at most
-    loop: Loop
 
 
 def _augmented(
@@ -69,22 +104,18 @@ def make_class_objective(
         target = matcher.target(view, prepare(real, jnp.ones(len(real))))
         return matcher.distance(view, target, prepare(images, weights))
 
-    def objective(key, variables, view, real, frozen, frozen_count):
-        def match_class(args):
-            pixels, frozen, real, label = args
-            class_key = jax.random.fold_in(key, label)
-            return jax.value_and_grad(distance)(
-                pixels, frozen, frozen_count, view, real, label, class_key
-            )
-
-        labels = jnp.arange(len(real), dtype=jnp.int32)
-        distances, grads = options.loop.over(
-            match_class, (variables.pixels, frozen, real, labels)
+    def gradients(label, key, variables, view, real, frozen, frozen_count):
+        return jax.value_and_grad(distance)(
+            variables.pixels[label],
+            frozen[label],
+            frozen_count,
+            view,
+            real[label],
+            label,
+            jax.random.fold_in(key, label),
         )
-        nothing = jax.tree.map(jnp.zeros_like, variables.learned)
-        return distances, Variables(grads, nothing)
 
-    return objective
+    return Objective(True, gradients)
 
 
 def make_set_objective(
@@ -119,13 +150,12 @@ def make_set_objective(
         target = matcher.target(view, prepare(real, jnp.ones(real.shape[:2])))
         return matcher.distance(view, target, prepare(images, weights))
 
-    def objective(key, variables, view, real, frozen, frozen_count):
-        value, grads = jax.value_and_grad(distance)(
+    def gradients(part, key, variables, view, real, frozen, frozen_count):
+        return jax.value_and_grad(distance)(
             variables, view, real, frozen, frozen_count, key
         )
-        return value[None], grads
 
-    return objective
+    return Objective(False, gradients)
 
 
 def make_lesson_objective(
@@ -167,10 +197,7 @@ def make_lesson_objective(
         )
         return matcher.distance(view, matcher.target(view, None), lesson)
 
-    def objective(key, variables, view, real, frozen, frozen_count):
-        value, grads = jax.value_and_grad(distance)(
-            variables, view, frozen, frozen_count, key
-        )
-        return value[None], grads
+    def gradients(part, key, variables, view, real, frozen, frozen_count):
+        return jax.value_and_grad(distance)(variables, view, frozen, frozen_count, key)
 
-    return objective
+    return Objective(False, gradients)

@@ -1,5 +1,7 @@
 """The segments ahead of a run: sizes, iterations, rates, counted FLOPs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -80,16 +82,17 @@ def network_steps(problem: Problem, size: int, finished: tuple[int, ...]) -> int
 def matching_flops(problem: Problem, size: int, context: Context) -> float:
     """Matching FLOPs of an inner step on ``size`` stored images per class."""
     shape, n_classes = problem.dataset.image_shape, problem.dataset.n_classes
+    written_out = Loop(rolled=False, steps_per_call=1)
+    objective = problem.method.objective(context, written_out)
     # Where classes are matched one by one, one is enough to count.
-    counted = 1 if problem.method.separable else n_classes
+    counted = 1 if objective.separable else n_classes
 
     def like(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    written_out = Loop(rolled=False, steps_per_call=1)
     flops = budget.count_flops(
-        problem.method.objective(context, written_out),
+        partial(objective.whole, written_out),
         key,
         Variables(
             like(jnp.float32, counted, size, *shape),

@@ -90,12 +90,12 @@ def test_no_segment_of_a_known_size_is_traced_again(monkeypatch):
     def counted(*arguments):
         step = make_step(*arguments)
 
-        def traced(key, state, data):
+        def traced(state, grads):
             traces.append(state.variables.pixels.shape[1])
-            return step.match(key, state, data)
+            return step.move(state, grads)
 
         # Two sizes, one definition.
-        return step._replace(match=chex.assert_max_traces(traced, n=2))
+        return step._replace(move=chex.assert_max_traces(traced, n=2))
 
     monkeypatch.setattr(distill, "make_step", counted)
     run(dasm__segments=3)  # 2 + 1 + 1 images per class

@@ -311,9 +311,9 @@ def test_finished_segments_stand_beside_the_active_one(name):
 
     def objective(context):
         # A key of its own: the two must draw alike.
-        return partial(
-            jax.jit(problem.method.objective(context, problem.loop)), jax.random.key(4)
-        )
+        objective = problem.method.objective(context, problem.loop)
+        whole = jax.jit(partial(objective.whole, problem.loop))
+        return partial(whole, jax.random.key(4))
 
     frozen = jnp.zeros_like(pixels).at[:, :2].set(pixels[:, :2])
     values, grads = objective((2, 2))(

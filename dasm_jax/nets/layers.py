@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import initializers
 
+from dasm_jax.nets.convolution import convolve
+
 GROUPS = 4  # of a group norm
 
 
@@ -41,6 +43,7 @@ def conv(
         use_bias=bias,
         kernel_init=init,
         bias_init=init,
+        conv_general_dilated=convolve,
         name=name,
     )
 
