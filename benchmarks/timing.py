@@ -124,7 +124,7 @@ def positive(text: str) -> int:
 def give_line(line: dict[str, Any], file: Path | None) -> None:
     """Print a result as one JSON line, and append it to ``file``."""
     text = json.dumps(line, allow_nan=False)
-    print(text)
+    print(text, flush=True)
     if file is not None:
         with file.open("a", encoding="utf-8") as opened:
             opened.write(text + "\n")

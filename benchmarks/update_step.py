@@ -44,9 +44,12 @@ def main(argv: list[str] | None = None) -> int:
             except parity.MismatchError as mismatch:
                 print(f"error: case {case.name}: {mismatch}", file=sys.stderr)
                 return 1
-            print(f"{case.name}: both agree, largest relative error {error:.0e}")
+            print(
+                f"{case.name}: both agree, largest relative error {error:.0e}",
+                flush=True,
+            )
         line = measure(case, problem, options.repeats, not options.no_torch, peak)
-        print(show(line))
+        print(show(line), flush=True)
         timing.give_line(line, options.json)
     return 0
 
