@@ -1,9 +1,13 @@
 """What is measured: sizes, their settings, and random images of these sizes."""
 
+import argparse
+import importlib.util
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from benchmarks import timing
 from configs import default
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.settings import from_config
@@ -59,6 +63,47 @@ def quick(case: Case) -> Case:
         n_data=10,
         per_class=12,
     )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the benchmarks that have cases and a PyTorch side."""
+    parser.add_argument(
+        "--cases", default="small,paper", help=f"of {','.join(CASES)}, commas between"
+    )
+    parser.add_argument("--classes", type=timing.positive, help="instead of the case's")
+    parser.add_argument("--no-torch", action="store_true", help="measure ours only")
+    timing.add_options(parser, repeats=5)
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str] | None
+) -> argparse.Namespace:
+    """Parse these options, and turn the names of cases into cases.
+
+    What is wrong ends the program, with one line.
+    """
+    options = parser.parse_args(argv)
+    names = options.cases.split(",")
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        parser.error(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
+    options.cases = [CASES[name] for name in names]
+    if options.quick:
+        options.cases = [quick(case) for case in options.cases]
+    if options.classes:
+        classes = {"n_classes": options.classes}
+        options.cases = [case._replace(**classes) for case in options.cases]
+    if options.no_torch:
+        return options
+    if importlib.util.find_spec("torch") is None:
+        parser.error("PyTorch is not installed; --no-torch measures ours alone")
+    if jax.default_backend() != "cpu":
+        # Two devices beside each other would look like two programs.
+        parser.error(
+            f"PyTorch runs on the CPU here, JAX on {jax.default_backend()}: "
+            "--no-torch measures ours alone, JAX_PLATFORMS=cpu both on the CPU"
+        )
+    return options
 
 
 def random_dataset(case: Case, seed: int = 0) -> Dataset:

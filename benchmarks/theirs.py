@@ -23,6 +23,13 @@ FORMATS = {
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 
+class Real(NamedTuple):
+    """Real images."""
+
+    images: Callable[[Tensor], Tensor]  # of indices, f32[B, ch, H, W] in [0, 1]
+    labels: Tensor  # i64[N]
+
+
 class Step(NamedTuple):
     """An inner step in two halves; every call is one more."""
 
@@ -79,17 +86,20 @@ def make_net(problem: Problem, memory_format: str = "contiguous") -> nn.Module:
     return net.to(memory_format=FORMATS[memory_format])  # type: ignore[call-overload]
 
 
-def real_images(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """``images(indices) -> f32[B, ch, H, W]`` in [0, 1], and labels i64[N]."""
+def real_images(problem: Problem) -> Real:
+    """Every real training image, in memory."""
     data = problem.dataset.train
     stored = torch.as_tensor(data.images).permute(0, 3, 1, 2).contiguous()
-    return lambda index: stored[index].float() / 255, torch.as_tensor(
-        data.labels
-    ).long()
+    labels = torch.as_tensor(data.labels).long()
+    return Real(lambda index: stored[index].float() / 255, labels)
 
 
 def make_network_step(
-    problem: Problem, net: nn.Module, recipe: Recipe, rng: np.random.Generator
+    problem: Problem,
+    net: nn.Module,
+    recipe: Recipe,
+    rng: np.random.Generator,
+    real: Real,
 ) -> Callable[[], None]:
     """One SGD step on real images, under a recipe with colour, crop and CutMix."""
     optimizer = torch.optim.SGD(
@@ -98,7 +108,7 @@ def make_network_step(
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
     )
-    images, labels = real_images(problem)
+    images, labels = real
     order = batches(rng, np.arange(len(labels)), recipe.batch)
     normalize = make_normalize(problem)
     side = problem.dataset.image_shape[0]
@@ -114,7 +124,11 @@ def make_network_step(
 
 
 def make_step(
-    problem: Problem, plan: SegmentPlan, recipe: Recipe, memory_format: str
+    problem: Problem,
+    plan: SegmentPlan,
+    recipe: Recipe,
+    memory_format: str,
+    real: Real,
 ) -> Step:
     """IDC's inner step on random pixels and a random network."""
     torch.manual_seed(0)
@@ -125,20 +139,19 @@ def make_step(
     net = make_net(problem, memory_format)
     pixels = torch.rand(n_classes, plan.size, channels, side, side, requires_grad=True)
     optimizer = torch.optim.SGD([pixels], plan.learning_rate, momentum=m.image.momentum)
-    images, _ = real_images(problem)
     orders = [
         batches(rng, of_class, m.real_batch) for of_class in problem.class_indices
     ]
     decoded = plan.size * factor**2
     normalize = make_normalize(problem)
-    train_once = make_network_step(problem, net, recipe, rng)
+    train_once = make_network_step(problem, net, recipe, rng, real)
 
     def match(count: int = n_classes) -> None:
         eager.match_step(
             net,
             pixels,
             optimizer,
-            [images(next(order)) for order in orders[:count]],
+            [real.images(next(order)) for order in orders[:count]],
             [eager.draw(side, None, True, rng) for _ in range(count)],
             [
                 torch.as_tensor(rng.permutation(decoded)[: m.synthetic_batch])
@@ -159,9 +172,10 @@ def make_step(
 def choose_step(problem: Problem, plan: SegmentPlan, recipe: Recipe) -> Chosen:
     """The inner step in the faster memory format, by a trial of one class."""
     use_all_cores()
+    real = real_images(problem)
     costs, found = {}, {}
     for name in FORMATS:
-        step = make_step(problem, plan, recipe, name)
+        step = make_step(problem, plan, recipe, name, real)
         first = seconds_of(step.match_one) + seconds_of(step.train_once)
         match, train = (
             min(seconds_of(work) for _ in range(3))

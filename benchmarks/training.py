@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import timing
-from benchmarks.cases import CASES, Case, problem_for, quick
+from benchmarks import cases, timing
+from benchmarks.cases import Case, problem_for
 from benchmarks.timing import spread
 from dasm_jax import training
 from dasm_jax.evaluate import full_set
@@ -41,25 +41,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training", description="Training of networks."
     )
-    parser.add_argument(
-        "--cases", default="small,paper", help=f"of {','.join(CASES)}, commas between"
-    )
+    cases.add_options(parser)
     parser.add_argument(
         "--networks", default="1,3", help="how many at once, commas between"
     )
     parser.add_argument(
         "--steps", type=timing.positive, default=40, help="SGD steps of a repeat"
     )
-    parser.add_argument("--no-torch", action="store_true", help="measure ours only")
-    timing.add_options(parser, repeats=5)
-    options = parser.parse_args(argv)
-    names = options.cases.split(",")
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        parser.error(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
-    options.cases = [CASES[name] for name in names]
-    if options.quick:
-        options.cases = [quick(case) for case in options.cases]
+    options = cases.parse(parser, argv)
     try:
         options.networks = [timing.positive(n) for n in options.networks.split(",")]
     except argparse.ArgumentTypeError as error:
@@ -128,10 +117,10 @@ def make_torch(problem: Problem, recipe: Recipe) -> Callable[[], None]:
 
     theirs.use_all_cores()
     costs, found = {}, {}
+    real = theirs.real_images(problem)
     for name in theirs.FORMATS:
-        step = theirs.make_network_step(
-            problem, theirs.make_net(problem, name), recipe, np.random.default_rng(0)
-        )
+        net, rng = theirs.make_net(problem, name), np.random.default_rng(0)
+        step = theirs.make_network_step(problem, net, recipe, rng, real)
         step()
         costs[name] = min(timing.seconds_of(step) for _ in range(3))
         found[name] = step

@@ -12,8 +12,8 @@ import argparse
 import sys
 from typing import Any
 
-from benchmarks import ours, timing
-from benchmarks.cases import CASES, Case, problem_for, quick
+from benchmarks import cases, ours, timing
+from benchmarks.cases import Case, problem_for
 from benchmarks.ours import Prepared
 from benchmarks.timing import Spread, spread
 from dasm_jax.problem import Problem
@@ -59,25 +59,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.update_step",
         description="One inner step of IDC, ours and eager PyTorch.",
     )
-    parser.add_argument(
-        "--cases", default="small,paper", help=f"of {','.join(CASES)}, commas between"
-    )
-    parser.add_argument("--classes", type=timing.positive, help="instead of the case's")
-    parser.add_argument("--no-torch", action="store_true", help="measure ours only")
-    timing.add_options(parser, repeats=5)
-    options = parser.parse_args(argv)
-    names = options.cases.split(",")
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        parser.error(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
-    options.cases = [CASES[name] for name in names]
-    if options.quick:
-        options.cases = [quick(case) for case in options.cases]
-    if options.classes:
-        options.cases = [
-            case._replace(n_classes=options.classes) for case in options.cases
-        ]
-    return options
+    cases.add_options(parser)
+    return cases.parse(parser, argv)
 
 
 def measure(
@@ -107,12 +90,12 @@ def measure(
     mine = {
         name: spread([s / steps for s in seconds[f"ours {name}"]]) for name in HALVES
     }
-    theirs_ = None
+    eager = None
     if chosen is not None:
         halves = [seconds["torch matching"], seconds["torch network"]]
         # Eager code runs one half after the other: a step is their sum, pair by pair.
         whole = [one + other for one, other in zip(*halves, strict=True)]
-        theirs_ = dict(zip(HALVES, (spread(s) for s in (whole, *halves)), strict=True))
+        eager = dict(zip(HALVES, (spread(s) for s in (whole, *halves)), strict=True))
     work = work_of_step(problem, prepared)
     line = {
         "benchmark": "update_step",
@@ -132,15 +115,15 @@ def measure(
         "torch": None,
         "ratio": None,
     }
-    if chosen is not None and theirs_ is not None:
+    if chosen is not None and eager is not None:
         line["torch"] = {
-            **rates(theirs_, work, peak),
+            **rates(eager, work, peak),
             "memory_format": chosen.format,
             "first_seconds": round(chosen.first_seconds, 3),
             "memory_bytes": None,  # PyTorch does not count it on CPU
         }
         line["ratio"] = {
-            name: round(theirs_[name].median / mine[name].median, 3)
+            name: round(eager[name].median / mine[name].median, 3)
             for name in HALVES
             if mine[name].median
         }
