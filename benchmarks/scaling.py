@@ -72,12 +72,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def show(*cells: str) -> None:
+    """Print one row of a table, at once: the next may take a minute."""
+    print(timing.table([cells], WIDTHS), flush=True)
+
+
 def sweep_steps(
     name: str, changes: list[dict[str, int]], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Time and memory of one matching step of all classes."""
     lines = []
-    rows = [(name, "matching step, ms", "program MiB", "pixels MiB")]
+    show(name, "matching step, ms", "program MiB", "pixels MiB")
     for change in changes:
         case = BASE._replace(**(TINY if options.quick else {}), **change)
         line = matching_step(problem_for(case), options.repeats)
@@ -95,15 +100,12 @@ def sweep_steps(
         )
         milliseconds = timing.Spread(**line["matching_ms"])
         memory = line["memory_bytes"]
-        rows.append(
-            (
-                str(value),
-                timing.milliseconds(milliseconds.times(1e-3)),
-                "-" if memory is None else f"{memory['total'] / 2**20:.2f}",
-                f"{line['pixel_bytes'] / 2**20:.2f}",
-            )
+        show(
+            str(value),
+            timing.milliseconds(milliseconds.times(1e-3)),
+            "-" if memory is None else f"{memory['total'] / 2**20:.2f}",
+            f"{line['pixel_bytes'] / 2**20:.2f}",
         )
-    print(timing.table(rows, WIDTHS), flush=True)
     return lines
 
 
@@ -137,7 +139,7 @@ def sweep_segments(options: argparse.Namespace) -> list[dict[str, Any]]:
         steps, score_steps, inner, counts = 4, 2, 2, (1, 2)
         case = case._replace(**{**TINY, "stored": 4, "per_class": 40})
     lines = []
-    rows = [("segments", "ms per step", "matching s", "scoring share")]
+    show("segments", "ms per step", "matching s", "scoring share")
     for count in counts:
         problem = problem_for(
             case,
@@ -173,15 +175,12 @@ def sweep_segments(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "scoring_share": round(share, 4),
             }
         )
-        rows.append(
-            (
-                str(count),
-                f"{1e3 * statistics.median(per_step):.1f}",
-                f"{spent['matching']:.2f}",
-                f"{100 * share:.0f} %",
-            )
+        show(
+            str(count),
+            f"{1e3 * statistics.median(per_step):.1f}",
+            f"{spent['matching']:.2f}",
+            f"{100 * share:.0f} %",
         )
-    print(timing.table(rows, WIDTHS), flush=True)
     return lines
 
 
