@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint
+.PHONY: run test lint bench bench-scaling bench-training
 
 run: .venv/run  ## distil scikit-learn's digits in about two minutes
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
@@ -15,6 +15,15 @@ lint: .venv/test  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+bench: .venv/bench  ## an inner step beside eager PyTorch, minutes
+	$(BIN)/python -m benchmarks.update_step $(ARGS)
+
+bench-scaling: .venv/bench  ## how its cost grows with images, classes and segments
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+bench-training: .venv/bench  ## training of networks beside eager PyTorch
+	$(BIN)/python -m benchmarks.training $(ARGS)
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dasm_jax needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
@@ -26,4 +35,9 @@ $(BIN)/python:
 
 .venv/test: pyproject.toml .venv/run
 	$(PIP) -e ".[dev]"
+	@touch $@
+
+# Of PyTorch's own index the build for CPU, which is a tenth of the size.
+.venv/bench: pyproject.toml .venv/run
+	$(PIP) -e ".[dev,bench]" --extra-index-url https://download.pytorch.org/whl/cpu
 	@touch $@
