@@ -75,7 +75,7 @@ def small_problem(**changes):
 @cache
 def small_results(**changes):
     """Segments of ``small_problem``, for tests that only read them."""
-    results = tuple(run_dasm(small_problem(**changes)))
+    results = run_dasm(small_problem(**changes))
     for result in results:
         result.pixels.flags.writeable = False
     return results
