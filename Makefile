@@ -8,7 +8,7 @@ run: .venv/run  ## distil scikit-learn's digits in about two minutes
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: .venv/test  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/test  ## style and types
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=4",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",  # the older ones compile in a third
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"

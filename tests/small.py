@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 
 from configs import default
+from dasm_jax.dasm import run_dasm
 from dasm_jax.data import load_dataset
 from dasm_jax.nets import Network
 from dasm_jax.problem import make_problem
@@ -66,8 +67,18 @@ def small_config(**changes):
     return config
 
 
+@cache
 def small_problem(**changes):
     return make_problem(from_config(small_config(**changes)), small_dataset(2))
+
+
+@cache
+def small_results(**changes):
+    """Segments of ``small_problem``, for tests that only read them."""
+    results = run_dasm(small_problem(**changes))
+    for result in results:
+        result.pixels.flags.writeable = False
+    return results
 
 
 def bare_network(init, apply):

@@ -22,6 +22,15 @@ def _small_data(monkeypatch):
 
 
 METHODS = ("random", "k_center", "idc", "dasm")
+# Twelve whole cells are made here: of what compiles fastest.
+QUICK = {
+    "network__depth": 1,
+    "matcher__name": "dm",
+    "matcher__dm__augment": "none",
+    "matcher__idc__augment": "none",
+    "matcher__idc__trajectory__recipe__augment": "none",
+    "evaluate__recipe__augment": "none",
+}
 
 
 def settings_with(**changes):
@@ -29,6 +38,7 @@ def settings_with(**changes):
         "experiment": "curve",
         "curve__methods": METHODS,
         "curve__ipcs": (4, 2),
+        **QUICK,
         **changes,
     }
     return from_config(small_config(**given))

@@ -13,11 +13,16 @@ from dasm_jax.plan import matching_flops, plan_segments
 from dasm_jax.pools import Pool
 from dasm_jax.segment import Variables
 from dasm_jax.supply import make_supplier
-from tests.small import small_problem
+from tests.small import small_problem, small_results
 
 
 def run(**changes):
     return run_dasm(small_problem(**changes))
+
+
+def run_dm(**changes):
+    """With the matcher that compiles fastest, where it is the pools that matter."""
+    return small_results(matcher__name="dm", **changes)
 
 
 def same(a, b):
@@ -26,7 +31,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def base():
-    return run()
+    return small_results()
 
 
 def test_segments_are_sized_matched_and_frozen():
@@ -144,8 +149,8 @@ def test_first_pool_is_everything_and_later_ones_follow_the_scores(base):
 
 
 @pytest.mark.parametrize("pool", sorted(schedule.POOLS))
-def test_every_pool_rule_runs(pool, base):
-    first, second = run(dasm__pool=pool, dasm__random_share=0.0)
+def test_every_pool_rule_runs(pool):
+    first, second = run_dm(dasm__pool=pool, dasm__random_share=0.0)
     scored = pool not in ("full", "random")
     assert (second.pool.difficulty is not None) == scored
     sizes = [len(members) for members in second.pool.members]
@@ -157,11 +162,12 @@ def test_every_pool_rule_runs(pool, base):
     assert all(whole) == (pool != "static_filter")
 
 
-def test_scored_by_networks_trained_on_real_images(base):
-    _, second = run(dasm__scored_by="real")
-    first_disjoint, _ = run(dasm__scored_by="real", dasm__pool="disjoint")
+def test_scored_by_networks_trained_on_real_images():
+    _, second = run_dm(dasm__scored_by="real")
+    first_disjoint, _ = run_dm(dasm__scored_by="real", dasm__pool="disjoint")
+    _, other = run_dm()
     assert not np.array_equal(
-        second.pool.difficulty.scores, base[1].pool.difficulty.scores
+        second.pool.difficulty.scores, other.pool.difficulty.scores
     )
     assert [len(members) for members in first_disjoint.pool.members] != [40, 40]
 
@@ -169,12 +175,12 @@ def test_scored_by_networks_trained_on_real_images(base):
 @pytest.mark.parametrize(
     "score", ["el2n", "margin", "grad_norm", "misclassified", "forgetting"]
 )
-def test_every_score_runs(score, base):
-    _, second = run(dasm__score=score)
+def test_every_score_runs(score):
+    _, second = run_dm(dasm__score=score)
     scores = second.pool.difficulty.scores
     assert scores.shape == (80,)
     assert np.isfinite(scores).all()
-    assert not np.allclose(scores, base[1].pool.difficulty.scores)
+    assert not np.allclose(scores, run_dm()[1].pool.difficulty.scores)
 
 
 def window_sizes(problem, result, low):
@@ -187,9 +193,8 @@ def window_sizes(problem, result, low):
 @pytest.mark.parametrize(("rise", "low"), [("linear", 0.5 / 3), ("cosine", 0.125)])
 def test_the_window_rises_as_scheduled(rise, low):
     changes = {"dasm__segments": 4, "dasm__schedule": rise, "dasm__rho": 0.5}
-    problem = small_problem(
-        **changes, dasm__random_share=0.0, matcher__idc__loop__niter=4
-    )
+    changes |= {"matcher__name": "dm", "matcher__dm__loop__niter": 4}
+    problem = small_problem(**changes, dasm__random_share=0.0)
     second = run_dasm(problem)[1]
     sizes = [len(members) for members in second.pool.members]
     assert sizes == window_sizes(problem, second, low)
@@ -197,7 +202,10 @@ def test_the_window_rises_as_scheduled(rise, low):
 
 def test_coverage_drops_what_is_learned_with_confidence():
     problem = small_problem(
-        dasm__schedule="coverage", dasm__coverage=0.5, dasm__random_share=0.0
+        dasm__schedule="coverage",
+        dasm__coverage=0.5,
+        dasm__random_share=0.0,
+        matcher__name="dm",
     )
     second = run_dasm(problem)[1]
     difficulty = second.pool.difficulty

@@ -73,7 +73,7 @@ def start(name, workdir, **changes):
 def test_imagenet10(tmp_path):
     """With a network that compiles in seconds; its own one below."""
     root = photos(tmp_path / "photos")
-    changes = {"network__name": "convnet", "network__depth": 2, "data__size": 30}
+    changes = {"network__name": "convnet", "network__depth": 1, "data__size": 30}
     images = start("imagenet10", tmp_path / "run", data__name=str(root), **changes)
     assert images.shape[-3:] == (30, 30, 3)
 
@@ -90,9 +90,9 @@ def test_imagenet10_with_its_network(tmp_path):
 def test_tiny_imagenet(tmp_path):
     root = photos(tmp_path / "photos")
     images = start(
-        "tiny_imagenet", tmp_path / "run", data__name=str(root), data__size=32
+        "tiny_imagenet", tmp_path / "run", data__name=str(root), data__size=16
     )
-    assert images.shape[-3:] == (32, 32, 3)
+    assert images.shape[-3:] == (16, 16, 3)
 
 
 @pytest.mark.slow
@@ -112,6 +112,7 @@ def test_from_tfds(tmp_path):
         data__name="tiny",
         data__data_dir=str(tiny.root),
         data__size=16,
+        network__depth=1,
     )
     assert images.shape[-3:] == (16, 16, 3)
 

@@ -14,7 +14,7 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.matching import Span
 from dasm_jax.recipes import recipe_from
 from dasm_jax.settings import from_config
-from tests.small import small_config, small_dataset, small_problem
+from tests.small import small_config, small_dataset, small_problem, small_results
 
 RNG = np.random.default_rng(0)
 
@@ -175,7 +175,7 @@ def reference(problem):
 def slow_cross_entropy(problem, params, data):
     images = jnp.asarray(data.images.astype(np.float32) / 255)
     inputs = training.normalize(images, problem.statistics)
-    logits = np.asarray(problem.network.apply(params, inputs))
+    logits = np.asarray(jax.jit(problem.network.apply)(params, inputs))
     logits = logits.astype(np.float64)
     own = logits[np.arange(len(logits)), data.labels]
     return np.log(np.exp(logits).sum(1)) - own
@@ -253,7 +253,7 @@ def test_gradient_norms_of_images_and_of_deciles(problem, reference, monkeypatch
 
 
 def test_diversity_of_segments_of_their_union_and_of_random_images(problem, reference):
-    results = dasm.run_dasm(small_problem(synthetic__factor=2))
+    results = small_results(synthetic__factor=2, matcher__name="dm")
     problem = small_problem(synthetic__factor=2)
     records = list(measures.measure_segments(problem, reference, results))
 
@@ -295,7 +295,7 @@ def test_diversity_of_segments_of_their_union_and_of_random_images(problem, refe
 
 
 def test_difficulty_of_the_pool(problem, reference):
-    results = dasm.run_dasm(problem)
+    results = small_results()
     records = list(measures.measure_segments(problem, reference, results))
     for result, record in zip(results, records, strict=True):
         members = np.concatenate(result.pool.members)
@@ -316,7 +316,7 @@ def test_difficulty_of_the_pool(problem, reference):
 @pytest.mark.parametrize("name", ["idc", "dsa", "dm", "cafe", "mtt"])
 def test_what_the_matcher_looked_at(name):
     problem = small_problem(matcher__name=name)
-    results = dasm.run_dasm(problem)
+    results = small_results(matcher__name=name)
     like = problem.network.init(jax.random.key(0))
     for result in results:
         seen = result.seen.start if name == "mtt" else result.seen
@@ -333,7 +333,7 @@ def test_what_the_matcher_looked_at(name):
 def test_the_network_that_was_looked_at_is_trained():
     """With no network step it is the one that the last outer iteration began with."""
     still = dasm.run_dasm(small_problem(matcher__idc__trajectory__recipe__lr=0.0))
-    moved = dasm.run_dasm(small_problem())
+    moved = small_results()
     problem = small_problem()
     for result, other in zip(still, moved, strict=True):
         last = result.plan.outer_iterations - 1
@@ -378,7 +378,7 @@ def test_accuracy_of_every_test_image_and_by_decile(problem, reference):
         params = train(key, data, table)[-1]
         inputs = problem.dataset.test.images.astype(np.float32) / 255
         inputs = training.normalize(jnp.asarray(inputs), problem.statistics)
-        logits = np.asarray(problem.network.apply(params, inputs))
+        logits = np.asarray(jax.jit(problem.network.apply)(params, inputs))
         right.append(logits.argmax(1) == labels)
     np.testing.assert_array_equal(result.correct, np.mean(right, axis=0))
 
@@ -399,6 +399,7 @@ KEYS = {
 
 
 def start(workdir, **changes):
+    changes = {"network__depth": 1, **changes}  # compiled in half the time
     run.run(from_config(small_config(**changes)), str(workdir))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]

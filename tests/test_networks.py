@@ -9,7 +9,14 @@ from dasm_jax import matching, nets
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import recover
 from dasm_jax.matching import make_gradient_matcher
-from dasm_jax.nets import NETS, Architecture, make_network, parse_architecture
+from dasm_jax.nets import (
+    NETS,
+    Architecture,
+    densenet,
+    make_network,
+    parse_architecture,
+    vit,
+)
 from dasm_jax.nets.layers import average_pool, max_pool
 from dasm_jax.types import Batch
 from tests.small import small_problem
@@ -27,8 +34,17 @@ SMALL = {
     "densenet": "densenet/4",
     "vit": "vit/12",
 }
-SLOW = pytest.mark.slow
 SHAPES = [(28, 28, 1), (32, 32, 3)]
+
+
+@pytest.fixture
+def few_layers(monkeypatch):
+    """Deep networks with few layers, which are traced in no time.
+
+    All kinds of layers and changes of size stay; whole ones are counted below.
+    """
+    monkeypatch.setattr(densenet, "STAGES", (2, 1, 1, 1))
+    monkeypatch.setattr(vit, "DEPTH", 2)
 
 
 def network(text, image_shape=(16, 16, 3), n_classes=3):
@@ -83,9 +99,7 @@ def test_every_network_is_counted():
 # --- what every network does ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("image_shape", SHAPES)
-@pytest.mark.parametrize("name", NETS)
-def test_last_layer_is_what_the_classifier_sees(name, image_shape):
+def check_last_layer(name, image_shape):
     net = network(SMALL[name], image_shape)
     params = net.init(jax.random.key(0))
     images = some_images(image_shape)
@@ -104,6 +118,21 @@ def test_last_layer_is_what_the_classifier_sees(name, image_shape):
     assert np.abs(logits[0] - logits[1]).max() > 1e-6
 
 
+@pytest.mark.usefixtures("few_layers")
+@pytest.mark.parametrize("image_shape", SHAPES)
+@pytest.mark.parametrize("name", NETS)
+def test_last_layer_is_what_the_classifier_sees(name, image_shape):
+    check_last_layer(name, image_shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_shape", SHAPES)
+@pytest.mark.parametrize("name", ["densenet", "vit"])
+def test_last_layer_of_all_layers_is_what_the_classifier_sees(name, image_shape):
+    check_last_layer(name, image_shape)
+
+
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("side", [8, 9, 64, 65, 96, 129, 224])
 @pytest.mark.parametrize("name", NETS)
 def test_every_size_works_or_is_refused(name, side):
@@ -140,7 +169,7 @@ def test_smallest():
         assert net.layers  # made
     images = some_images((14, 14, 3))
     net = network("lenet", (14, 14, 3))
-    logits = net.apply(net.init(jax.random.key(0)), images)
+    logits = jax.jit(net.apply)(net.init(jax.random.key(0)), images)
     assert np.isfinite(logits).all()
 
 
@@ -260,11 +289,7 @@ def test_choices_that_are_not_offered(changes, message):
 # --- batch norm in blocks -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["vgg11", "resnet10", "resnet_ap10", pytest.param("densenet", marks=SLOW)],
-)
-def test_running_statistics(name):
+def check_running_statistics(name):
     net = network(f"{name}/batch/4")
     params = net.init(jax.random.key(0))
     images = some_images((16, 16, 3), 4)
@@ -291,15 +316,27 @@ def test_running_statistics(name):
             np.testing.assert_allclose(found, running, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("few_layers")
+@pytest.mark.parametrize("name", ["vgg11", "resnet10", "resnet_ap10", "densenet"])
+def test_running_statistics(name):
+    check_running_statistics(name)
+
+
+@pytest.mark.slow
+def test_running_statistics_of_all_layers():
+    check_running_statistics("densenet")
+
+
 def test_many_networks_at_once():
     net = network("resnet10/batch/4")
     keys = jax.random.split(jax.random.key(0), 2)
     stacked = jax.jit(jax.vmap(net.init))(keys)
     images = some_images((16, 16, 3), 4)
     logits, statistics = jax.jit(jax.vmap(net.train, (0, None)))(stacked, images)
+    train = jax.jit(net.train)
     for index in range(2):
         params = jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
-        alone, learned = jax.jit(net.train)(params, images)
+        alone, learned = train(params, images)
         np.testing.assert_allclose(logits[index], alone, rtol=1e-3, atol=1e-4)
         jax.tree.map(
             lambda many, one, i=index: np.testing.assert_allclose(
@@ -358,17 +395,7 @@ def test_stem_shrinks_large_images(name, side, after):
 # --- matching -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "metric"),
-    [
-        ("resnet_ap10", "l1"),
-        ("resnet_ap10", "cos"),
-        ("resnet10", "l1"),
-        ("vgg11", "l1"),
-        pytest.param("densenet", "l1", marks=SLOW),
-    ],
-)
-def test_gradients_of_pixels_are_finite(name, metric):
+def check_pixel_gradients(name, metric):
     net = network(f"{name}/instance/4", (32, 32, 3))
     matcher = make_gradient_matcher(net.apply, matching.METRICS[metric])
     params = net.init(jax.random.key(0))
@@ -392,6 +419,26 @@ def test_gradients_of_pixels_are_finite(name, metric):
     assert np.abs(gradient).max() > 0
     same, _ = pixel_gradient(params, real, real)
     assert same < 0.02 * value  # cos has 1e-6 in its denominator
+
+
+@pytest.mark.usefixtures("few_layers")
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("resnet_ap10", "l1"),
+        ("resnet_ap10", "cos"),
+        ("resnet10", "l1"),
+        ("vgg11", "l1"),
+        ("densenet", "l1"),
+    ],
+)
+def test_gradients_of_pixels_are_finite(name, metric):
+    check_pixel_gradients(name, metric)
+
+
+@pytest.mark.slow
+def test_gradients_of_pixels_through_all_layers_are_finite():
+    check_pixel_gradients("densenet", "l1")
 
 
 # --- one line of text -----------------------------------------------------------------

@@ -12,7 +12,7 @@ from dasm_jax.experiments.sets import Part, Run, runs_for
 from dasm_jax.problem import make_problem
 from dasm_jax.schema import SELECTIONS
 from dasm_jax.settings import from_config
-from tests.small import small_config, small_dataset
+from tests.small import small_config, small_dataset, small_results
 
 
 def settings_with(**changes):
@@ -83,7 +83,7 @@ def test_distilled_parts_are_segments(tmp_path):
     s = sets.settings_for(settings_with(), "dasm", 4, 0)
     parts, records = sets.distil(s, small_dataset(2), tmp_path)
     assert [record["segment"] for record in records] == [1, 2]
-    results = dasm.run_dasm(make_problem(s, small_dataset(2)))
+    results = small_results()
     assert [part.flops for part in parts] == [r.plan.flops for r in results]
     for part, result in zip(parts, results, strict=True):
         np.testing.assert_array_equal(part.pixels, result.pixels)
@@ -92,7 +92,10 @@ def test_distilled_parts_are_segments(tmp_path):
 
 def test_static_filter_leaves_out_what_is_easy_for_the_real_data():
     s = sets.settings_for(
-        settings_with(dasm__rho=0.5, dasm__high=0.95), "static_filter", 4, 0
+        settings_with(dasm__rho=0.5, dasm__high=0.95, matcher__name="dm"),
+        "static_filter",
+        4,
+        0,
     )
     (result,) = dasm.run_dasm(make_problem(s, small_dataset(2)))
     assert result.pool.difficulty is not None
