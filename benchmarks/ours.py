@@ -6,6 +6,7 @@ pool is every real image.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -101,81 +102,65 @@ def compile_step(prepared: Prepared) -> Program:
     update = distill.compile_update(
         prepared.step, prepared.plan.network_steps, prepared.loop, prepared.example
     )
-    seconds = time.perf_counter() - began
-
-    def call(key, state, data):
-        return update(key, state, data)[0]
-
-    return _program(prepared, call, seconds, None)
+    return _program(prepared, update, time.perf_counter() - began)
 
 
 def compile_matching(prepared: Prepared) -> Program:
-    """Matching of all classes alone; as many steps in a call as the program takes."""
-    step, loop = prepared.step, prepared.loop
-
-    def match(key, state, data):
-        if not loop.rolled:
-            return step.match(key, state, data)[0]
-        once = lambda state: step.match(key, state, data)  # noqa: E731
-        return loop.repeat(once, state, loop.steps_per_call)[0]
-
-    compiled, seconds = _compiled(match, prepared)
-    return _program(prepared, compiled, seconds, _memory(compiled))
+    """The same without network steps."""
+    began = time.perf_counter()
+    update = distill.compile_update(prepared.step, 0, prepared.loop, prepared.example)
+    return _program(prepared, update, time.perf_counter() - began)
 
 
 def compile_network(prepared: Prepared) -> Program:
     """The network steps of as many inner steps, alone."""
-    step, loop = prepared.step, prepared.loop
-    count = prepared.plan.network_steps
+    loop, count = prepared.loop, prepared.plan.network_steps
+    calls = 1 if loop.rolled else count
 
     def train(key, state, data):
-        if not loop.rolled:
-            return step.train(key, state, data)
-        once = lambda state: (step.train(key, state, data), None)  # noqa: E731
-        return loop.repeat(once, state, count * loop.steps_per_call)[0]
+        once = lambda state: (prepared.step.train(key, state, data), None)  # noqa: E731
+        return loop.repeat(once, state, count * loop.steps_per_call // calls)[0]
 
-    compiled, seconds = _compiled(train, prepared)
-
-    def call(key, state, data):
-        for _ in range(1 if loop.rolled else count):
-            state = compiled(key, state, data)
-        return state
-
-    return _program(prepared, call, seconds, _memory(compiled))
-
-
-def _compiled(function: Callable, prepared: Prepared) -> tuple[Any, float]:
     began = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=1).lower(*prepared.example).compile()
-    return compiled, time.perf_counter() - began
+    compiled = jax.jit(train, donate_argnums=1).lower(*prepared.example).compile()
+    seconds = time.perf_counter() - began
+
+    def run(key, state, data):
+        for _ in range(calls):
+            state = compiled(key, state, data)
+        return state, jnp.zeros(0)
+
+    update = distill.Update(run, {"train": compiled})
+    return _program(prepared, update, seconds)
 
 
-def _program(
-    prepared: Prepared, call: Callable, seconds: float, memory: dict[str, int] | None
-) -> Program:
+def _program(prepared: Prepared, update: distill.Update, seconds: float) -> Program:
     key, state, data = prepared.example
     state = jax.tree.map(jnp.copy, state)  # the example outlives what is donated
 
     def run() -> None:
         nonlocal state
-        state = jax.block_until_ready(call(key, state, data))
+        state = jax.block_until_ready(update.run(key, state, data)[0])
 
-    return Program(run, prepared.loop.steps_per_call, seconds, memory)
+    return Program(run, prepared.loop.steps_per_call, seconds, _memory(update))
 
 
-def _memory(compiled: Any) -> dict[str, int] | None:
-    """Bytes by use; ``total`` counts what is donated once."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
+def _memory(update: distill.Update) -> dict[str, int] | None:
+    """Bytes of the largest of its programs, by use; donated ones count once."""
     names = ("temp", "argument", "output", "alias")
-    sizes = {name: int(getattr(analysis, f"{name}_size_in_bytes")) for name in names}
-    total = sizes["temp"] + sizes["argument"] + sizes["output"] - sizes["alias"]
-    return {**sizes, "total": total}
+    found = []
+    for program in update.programs.values():
+        analysis = program.memory_analysis()
+        if analysis is None:
+            return None
+        sizes = {n: int(getattr(analysis, f"{n}_size_in_bytes")) for n in names}
+        total = sizes["temp"] + sizes["argument"] + sizes["output"] - sizes["alias"]
+        found.append({**sizes, "total": total})
+    return max(found, key=lambda sizes: sizes["total"])
 
 
 def matching_memory(problem: Problem) -> dict[str, int] | None:
-    """Bytes of the program that matches all classes once."""
+    """Bytes of the largest program of a matching step."""
     return compile_matching(prepare(problem)).memory
 
 
@@ -199,7 +184,7 @@ def match_once(problem: Problem, n_classes: int) -> Matched:
     index = np.stack([i[: problem.method.real_batch] for i in of_class])
     real = problem.dataset.train.images[index]
     objective = problem.method.objective(None, problem.loop)
-    distances, gradients = jax.jit(objective)(
+    distances, gradients = jax.jit(partial(objective.whole, problem.loop))(
         key,
         Variables(jnp.asarray(pixels), problem.method.learned),
         problem.method.view(params),
