@@ -20,6 +20,9 @@ def main(argv: list[str]) -> None:
             "--workdir is missing; name the folder that the run may write to"
         )
     from dasm_jax.data.cache import default_dir
+    from dasm_jax.host_memory import keep_freed_memory
+
+    keep_freed_memory()
 
     # A program that was compiled once on this machine starts at once the next time. By
     # the environment, so that processes which an experiment starts see it too.

@@ -16,6 +16,7 @@ from benchmarks import ours, timing
 from benchmarks.cases import Case, problem_for
 from benchmarks.timing import spread
 from dasm_jax.dasm import run_dasm
+from dasm_jax.host_memory import keep_freed_memory
 from dasm_jax.problem import Problem
 
 BASE = Case(
@@ -185,4 +186,5 @@ def sweep_segments(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as main.py does; both sides gain
     sys.exit(main())

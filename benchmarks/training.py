@@ -20,6 +20,7 @@ from benchmarks.cases import Case, problem_for
 from benchmarks.timing import spread
 from dasm_jax import training
 from dasm_jax.evaluate import full_set
+from dasm_jax.host_memory import keep_freed_memory
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.training import Recipe
@@ -155,4 +156,5 @@ def show(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as main.py does; both sides gain
     sys.exit(main())

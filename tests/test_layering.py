@@ -48,6 +48,7 @@ ROWS = [
         "dasm_jax.data",
         "dasm_jax.errors",
         "dasm_jax.files",
+        "dasm_jax.host_memory",
         "dasm_jax.keys",
         "dasm_jax.loops",
         "dasm_jax.nets",
