@@ -92,6 +92,12 @@ def make_step(
     return StepFunctions(look, objective, move, train)
 
 
+def _of_all_parts(seen: Seen, state: SegmentState, data: SegmentData) -> tuple:
+    """What ``Objective.gradients`` takes after the part."""
+    given = (seen.key, state.variables, seen.view, seen.real)
+    return (*given, data.frozen, data.frozen_count)
+
+
 def match(
     step: StepFunctions,
     loop: Loop,
@@ -101,15 +107,7 @@ def match(
 ) -> tuple[SegmentState, Float[jax.Array, " parts"]]:
     """One matching step: look, gradients of all parts, move."""
     state, seen = step.look(key, state, data)
-    distances, grads = step.objective.whole(
-        loop,
-        seen.key,
-        state.variables,
-        seen.view,
-        seen.real,
-        data.frozen,
-        data.frozen_count,
-    )
+    distances, grads = step.objective.whole(loop, *_of_all_parts(seen, state, data))
     return step.move(state, grads), distances
 
 
@@ -174,12 +172,11 @@ def _program_of_each_piece(
     count = step.objective.parts(len(state.variables.pixels))
     parts = [jax.device_put(np.int32(i)) for i in range(count)]
     like, seen = jax.eval_shape(step.look, *example)
-    seen_by_part = (parts[0], seen.key, state.variables, seen.view, seen.real)
-    frozen = (data.frozen, data.frozen_count)
-    result = jax.eval_shape(step.objective.gradients, *seen_by_part, *frozen)
+    of_a_part = (parts[0], *_of_all_parts(seen, state, data))
+    result = jax.eval_shape(step.objective.gradients, *of_a_part)
     programs = {
         "look": compiled(step.look, *example, donate=1),
-        "gradients": compiled(step.objective.gradients, *seen_by_part, *frozen),
+        "gradients": compiled(step.objective.gradients, *of_a_part),
         "move": compiled(move, like, [result] * count, donate=0),
     }
     if network_steps:
@@ -187,18 +184,8 @@ def _program_of_each_piece(
 
     def run(key, state, data):
         state, seen = programs["look"](key, state, data)
-        results = [
-            programs["gradients"](
-                part,
-                seen.key,
-                state.variables,
-                seen.view,
-                seen.real,
-                data.frozen,
-                data.frozen_count,
-            )
-            for part in parts
-        ]
+        given = _of_all_parts(seen, state, data)
+        results = [programs["gradients"](part, *given) for part in parts]
         state, distances = programs["move"](state, results)
         for _ in range(network_steps):
             state = programs["train"](key, state, data)
