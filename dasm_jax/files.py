@@ -53,3 +53,12 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} cannot be read; remove {path.parent} to run it again"
         ) from None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON object that can be made again: empty where it is damaged."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}

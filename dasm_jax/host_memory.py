@@ -2,8 +2,7 @@
 
 XLA on CPU allocates the temporaries of a program at every call, and frees them after.
 glibc returns large blocks to the kernel at once, which then clears and maps them anew,
-page by page, at the next step; that took up to half of a step's time (measured in
-docs/performance.md).
+page by page, at the next step (figures in docs/performance.md).
 """
 
 import ctypes

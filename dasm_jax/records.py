@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dasm_jax.errors import UserError
-from dasm_jax.files import read_json, write_json
+from dasm_jax.files import read_record, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +26,8 @@ def find(
     path = folder / _name(identity)
     if not path.exists():
         return None
-    try:
-        content = read_json(path)
-    except UserError:
-        content = None
-    if isinstance(content, dict) and content.get("identity") == _plain(identity):
+    content = read_record(path)
+    if content.get("identity") == _plain(identity):
         result = content.get("result")
         if _is_result(result, networks):
             return result

@@ -25,7 +25,7 @@ from dasm_jax.experiments.curve_table import (
     render_text,
 )
 from dasm_jax.experiments.document import check_document, renew_section
-from dasm_jax.files import read_json, write_atomically, write_json
+from dasm_jax.files import read_json, read_record, write_atomically, write_json
 from dasm_jax.problem import Problem, decoded_count, make_problem
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
@@ -190,11 +190,8 @@ class _Bench:
         """What a file holds; None where it is missing, or damaged and made again."""
         if not path.exists():
             return None
-        try:
-            content = read_json(path)
-        except UserError:
-            content = None
-        if not isinstance(content, dict) or not {*fields, "data_hash"} <= {*content}:
+        content = read_record(path)
+        if not {*fields, "data_hash"} <= {*content}:
             self._log.line(f"{path.name} is damaged; it is made again")
             return None
         if content["data_hash"] != self._dataset.content_hash:
