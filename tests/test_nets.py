@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dasm_jax.nets import make_convnet
-from dasm_jax.nets.layers import average_pool
+from dasm_jax.nets.layers import average_pool, relu
 
 
 def shapes(image_shape, n_classes=10, *, width=128, depth=3):
@@ -247,3 +247,16 @@ def test_instance_norm_has_no_statistics():
 def test_unknown_norm():
     with pytest.raises(ValueError, match=r"network\.norm='weight'.* layer, none$"):
         make_convnet((8, 8, 1), 3, width=4, depth=1, norm="weight")
+
+
+def test_relu_and_its_derivatives_are_the_usual_ones():
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.nan, jnp.inf, -jnp.inf])
+    np.testing.assert_array_equal(relu(x), jax.nn.relu(x))
+    slope, usual = (jax.vmap(jax.grad(f))(x) for f in (relu, jax.nn.relu))
+    np.testing.assert_array_equal(slope, usual)
+    assert slope[2] == 0.0
+
+    def curved(f):
+        return jax.vmap(jax.grad(jax.grad(lambda x: f(x) ** 3)))(x[:-3])
+
+    np.testing.assert_array_equal(curved(relu), curved(jax.nn.relu))
