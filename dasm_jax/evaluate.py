@@ -55,7 +55,7 @@ def correctness(
     predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
 ) -> Array:
     """f32[N], 1 where an image is predicted correctly; NaN if a logit is not finite."""
-    logits = predict(params, jax.device_put(data.images))
+    logits = predict(params, jnp.asarray(data.images))
     correct = (jnp.argmax(logits, axis=1) == data.labels).astype(jnp.float32)
     return jnp.where(jnp.isfinite(logits).all(), correct, jnp.nan)
 

@@ -25,19 +25,22 @@ class Loop(NamedTuple):
         """The same for a program of ``steps`` steps; one step where written out."""
         return self._replace(steps_per_call=steps) if self.rolled else self
 
-    def over(self, body: Callable[[Any], Any], xs: Any) -> Any:
-        """Stack ``body(x)`` for every ``x`` of the leading axis of ``xs``.
+    def over(self, body: Callable[..., Any], xs: Any, *shared: Any) -> Any:
+        """Stack ``body(x, *shared)`` for every ``x`` of the leading axis of ``xs``.
 
         On a mesh every device takes a share of them (``mesh.split_rows``).
         """
 
-        def each(xs: Any) -> Any:
+        def each(xs: Any, *shared: Any) -> Any:
             if self.rolled:
-                return jax.lax.map(body, xs)
+                return jax.lax.map(lambda x: body(x, *shared), xs)
             leaves, structure = jax.tree.flatten(xs)
-            return _stack([body(structure.unflatten(row)) for row in zip(*leaves)])
+            rows = [structure.unflatten(row) for row in zip(*leaves)]
+            return _stack([body(x, *shared) for x in rows])
 
-        return each(xs) if self.mesh is None else split_rows(self.mesh, each, xs)
+        if self.mesh is None:
+            return each(xs, *shared)
+        return split_rows(self.mesh, each, xs, *shared)
 
     def repeat(
         self, body: Callable[[Any], tuple[Any, Any]], carry: Any, times: int

@@ -92,18 +92,22 @@ def pad(mesh: Mesh | None, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def split_rows(mesh: Mesh, body: Callable[[Any], Any], xs: Any) -> Any:
+def split_rows(mesh: Mesh, body: Callable[..., Any], xs: Any, *shared: Any) -> Any:
     """``body`` of the rows of the leading axis of ``xs``, a share on each device.
 
-    ``body(share)`` maps rows to rows, without a word between devices; it may close over
-    arrays, which are replicated. The rows of ``xs`` may be any number: the last one is
-    repeated to fill the shares, and dropped after. The result is replicated.
+    ``body(share, *shared)`` maps rows to rows, without a word between devices. The rows
+    of ``xs`` may be any number: the last one is repeated to fill the shares, and
+    dropped after. The result is replicated.
     """
     rows = len(jax.tree.leaves(xs)[0])
     shares = jax.shard_map(
-        body, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=False
+        body,
+        mesh=mesh,
+        in_specs=(SPLIT, *[WHOLE] * len(shared)),
+        out_specs=SPLIT,
+        check_vma=False,
     )
-    results = shares(pad(mesh, xs))
+    results = shares(pad(mesh, xs), *shared)
     results = jax.tree.map(lambda leaf: leaf[:rows], results)
     return jax.lax.with_sharding_constraint(results, sharding(mesh))
 

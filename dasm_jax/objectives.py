@@ -32,7 +32,7 @@ class Objective(NamedTuple):
 
     def some(self, loop: Loop, parts: Array, *seen: Any) -> tuple[Array, Any]:
         """Distances and gradients of the parts i32[n], stacked."""
-        return loop.over(lambda part: self.gradients(part, *seen), parts)
+        return loop.over(self.gradients, parts, *seen)
 
     def whole(
         self, loop: Loop, key: Array, variables: Variables, *seen: Array

@@ -22,6 +22,7 @@ ROWS = [
     ["dasm_jax.report"],
     ["dasm_jax.problem", "dasm_jax.workdir"],
     ["dasm_jax.methods", "dasm_jax.recipes", "dasm_jax.settings"],
+    ["dasm_jax.hosts"],
     ["dasm_jax.distill", "dasm_jax.schema"],
     ["dasm_jax.experts", "dasm_jax.learners", "dasm_jax.objectives"],
     [
