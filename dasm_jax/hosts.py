@@ -6,9 +6,11 @@ they start from the same files, those in the first one's folder.
 
 import io
 import os
+import socket
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,8 @@ def start(
                 + " is missing"
             )
         _check(str(coordinator), int(processes or 0), int(process or 0))
+        if process:
+            _wait_for(str(coordinator), timeout)
     try:
         jax.distributed.initialize(
             coordinator, processes, process, initialization_timeout=timeout
@@ -82,6 +86,22 @@ def _check(coordinator: str, processes: int, process: int) -> None:
             f"--process={process} must be from 0 to {processes - 1}, for there are "
             f"--processes={processes}"
         )
+
+
+def _wait_for(coordinator: str, timeout: float) -> None:
+    """Wait until the first process listens: JAX would abort where it does not."""
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until or isinstance(error, OverflowError):
+                raise UserError(
+                    f"--coordinator={coordinator} cannot be reached: {error}"
+                ) from None
+            time.sleep(0.2)
 
 
 def is_first() -> bool:
