@@ -29,9 +29,17 @@ def main(argv: list[str]) -> None:
     programs = default_dir() / "xla"
     if _can_write(programs):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
-    from dasm_jax import run, settings  # after the flags: they take seconds
+    from dasm_jax import hosts, run, settings  # after the flags: they take seconds
 
-    print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
+    f = flags.FLAGS
+    hosts.start(f.coordinator, f.processes, f.process, f.distributed)
+    try:
+        text = run.run(settings.from_config(f.config), f.workdir)
+    except (UserError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        hosts.leave(2)
+    if hosts.is_first():
+        print(text)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -39,6 +47,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         config_flags.DEFINE_config_file("config", None, "Experiment.")
         flags.DEFINE_string("workdir", None, "Folder for everything a run writes.")
+        flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the 1st.")
+        flags.DEFINE_integer("processes", None, "How many processes there are.")
+        flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+        flags.DEFINE_bool("distributed", False, "Ask the cluster for these three.")
         rest = flags.FLAGS(argv)
         if not isinstance(flags.FLAGS.config, ConfigDict):
             raise UserError(

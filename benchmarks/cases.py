@@ -128,6 +128,7 @@ def random_dataset(case: Case, seed: int = 0) -> Dataset:
 def problem_for(case: Case, **changes: object) -> Problem:
     """Settings and data of a case; ``changes`` are dotted keys with ``__`` for dots."""
     config: Any = default.get_config()
+    config.devices = 1  # as the other side has
     config.ipc = case.stored
     config.network.width = case.width
     config.synthetic.factor = case.factor

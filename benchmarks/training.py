@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from benchmarks import cases, timing
 from benchmarks.cases import Case, problem_for
 from benchmarks.timing import spread
-from dasm_jax import training
+from dasm_jax import trainers
 from dasm_jax.evaluate import full_set
 from dasm_jax.host_memory import keep_freed_memory
 from dasm_jax.problem import Problem
@@ -96,7 +96,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
 
 def make_ours(problem: Problem, recipe: Recipe, count: int) -> Callable[[], None]:
     """Train ``count`` networks at once from scratch, for the recipe's steps."""
-    train = training.make_trainer(
+    train = trainers.make_trainer(
         problem.network, recipe, problem.statistics, problem.loop
     )
     keys = jax.random.split(jax.random.key(0), count)

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.experiment = "distill"  # what to run
     config.seed = 0  # of the synthesis
+    config.devices = 0  # to work on side by side; 0: all there are
     config.ipc = 10  # stored images per class, all segments together
 
     config.data = data = ConfigDict()

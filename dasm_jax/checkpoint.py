@@ -35,6 +35,8 @@ def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
     Raises:
       UserError: it cannot be written (permissions, a full disk).
     """
+    if jax.process_index() != 0:
+        return  # the first of several processes writes
     path = folder.absolute() / name
     arrays = jax.tree.map(np.asarray, tree)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
@@ -129,12 +131,21 @@ def _unusable(path: Path) -> UserError:
 
 @contextmanager
 def _quiet_checkpointer() -> Iterator[ocp.Checkpointer]:
-    """Orbax logs the errors that it raises, and more."""
+    """Orbax logs the errors that it raises, and more; each process is on its own."""
+    process = jax.process_index()
+    own = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process{process}",
+    )
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=own),
+            multiprocessing_options=own,
+        ) as checkpointer:
             yield checkpointer
     finally:
         logger.setLevel(level)

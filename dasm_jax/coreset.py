@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import sampling, scoring, selection, training
+from dasm_jax import sampling, scoring, selection, trainers, training
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem
@@ -49,22 +49,22 @@ def make_selector(problem: Problem, root: jax.Array) -> Select:
     widest = max(len(indices) for indices in problem.class_indices)
     places = sampling.make_table(problem.class_indices, widest)
     draws = jax.random.uniform(key_for(root, Use.SELECTION, 0, 0), (count,))
-    predict = training.make_predictor(problem.network.apply, problem.statistics)
+    predict = trainers.make_predictor(problem.network.apply, problem.statistics)
 
     @cache
     def trajectories() -> list[list[Params]]:
-        train = training.make_trainer(
+        train = trainers.make_trainer(
             problem.network,
             recipe_from(s.evaluate.recipe, s.coreset.steps),
             problem.statistics,
             problem.loop,
         )
         table = sampling.prefix_table(count, count)
-        each = []
-        for n in range(s.coreset.networks):
-            key = key_for(root, Use.SELECTION, n + 1)
-            each.append(train(key, problem.real, table, s.coreset.looks))
-            _check_finite(problem, each[-1][-1])
+        keys = [key_for(root, Use.SELECTION, n + 1) for n in range(s.coreset.networks)]
+        mesh, looks = problem.loop.mesh, s.coreset.looks
+        each = trainers.train_each(train, mesh, keys, problem.real, table, looks)
+        for trajectory in each:
+            _check_finite(problem, trajectory[-1])
         return each
 
     @cache
@@ -133,7 +133,7 @@ def make_embedder(problem: Problem) -> Callable[[Params, Array], Array]:
         last = problem.network.layers(params, inputs)[-1]
         return last.reshape(len(last), -1)
 
-    return training.make_predictor(last_layer, problem.statistics)
+    return trainers.make_predictor(last_layer, problem.statistics)
 
 
 def _check_finite(problem: Problem, params: Params) -> None:

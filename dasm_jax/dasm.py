@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import distill, initial, sampling, training
+from dasm_jax import distill, initial, mesh, sampling, training
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.image_optimizer import make_image_optimizer
@@ -97,7 +97,8 @@ def _segment_data(
         for pixels in finished:
             frozen[:, count : count + pixels.shape[1]] = pixels
             count += pixels.shape[1]
-    return jax.device_put(
+    return mesh.replicate(
+        problem.loop.mesh,
         SegmentData(
             real=problem.real,
             pool=sampling.make_table(pool.members, widest),
@@ -106,7 +107,7 @@ def _segment_data(
             frozen_count=np.int32(count),
             segment=np.int32(plan.segment),
             pool_round=np.int32(pool_round),
-        )
+        ),
     )
 
 
@@ -174,15 +175,16 @@ def match_segment(
       NonFiniteError: see ``run_dasm``.
     """
     s = problem.settings
+    place = partial(mesh.replicate, problem.loop.mesh)
+    key = place(root)
     optimizers = make_optimizers(problem, plan)
     learner = problem.method.learner(plan.size, plan.inner, context_of(problem))
     data = _segment_data(problem, plan, pool, 0, finished)
     pixels = _start_pixels(problem, root, plan, pool)
     supply = supplier(plan, pool)
-    given = supply.given(0)
-    state = distill.start_segment(
-        Variables(pixels, problem.method.learned), given, data, learner, optimizers
-    )
+    given = place(supply.given(0))
+    variables = Variables(pixels, problem.method.learned)
+    state = place(distill.start_segment(variables, given, data, learner, optimizers))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
     shape = (plan.size, plan.network_steps)
@@ -195,8 +197,8 @@ def match_segment(
         )
         begin = partial(distill.start_outer, learner=learner, optimizers=optimizers)
         programs[shape] = Programs(
-            distill.compile_update(step, plan.network_steps, loop, (root, state, data)),
-            jax.jit(begin).lower(state, given).compile(),
+            distill.compile_update(step, plan.network_steps, loop, (key, state, data)),
+            mesh.jit(loop.mesh, begin).lower(state, given).compile(),
         )
     update, start_outer = programs[shape]
     seconds = Seconds(0.0, pool.seconds, time.perf_counter() - began, supply.seconds)
@@ -209,14 +211,15 @@ def match_segment(
             data = _segment_data(problem, plan, pool, outer // every, finished)
             supply = supplier(plan, pool)
             anew = learner if _network_data(problem) == "pool" else None
-            state = distill.change_pool(state, data, supply.given(outer), anew)
+            given = supply.given(outer)
+            state = place(distill.change_pool(state, data, given, anew))
         began = time.perf_counter()
         if outer:
-            state = start_outer(state, jax.device_put(supply.given(outer)))
+            state = start_outer(state, place(supply.given(outer)))
         pending = []
         with jax.transfer_guard("disallow"):
             for _ in range(plan.inner // loop.steps_per_call):
-                state, distances = update.run(root, state, data)
+                state, distances = update.run(key, state, data)
                 pending.append(distances)
         distances = np.concatenate([np.asarray(d) for d in pending])
         now = np.asarray(
@@ -230,7 +233,7 @@ def match_segment(
         seconds = seconds._replace(matching=seconds.matching + spent)
         on_outer(Progress(plan, outer + 1, distances, spent))
     learned = jax.tree.map(float, state.variables.learned)
-    seen = learner.view(root, state.learner, data, state.step - 1)
+    seen = learner.view(key, state.learner, data, state.step - 1)
     return SegmentResult(plan, good, learned, pool, seconds, jax.device_get(seen))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Key
 
-from dasm_jax import sampling
+from dasm_jax import mesh, sampling
 from dasm_jax.image_optimizer import ImageOptimizer
 from dasm_jax.keys import Use, key_for
 from dasm_jax.learners import Learner
@@ -129,7 +129,10 @@ def compile_update(
 
     On accelerators they are one program. On CPU, where convolutions are slow in loop
     bodies and many copies of anything take long to compile, every piece of a step is a
-    program of its own, and so is the gradient of one part, which is called for each.
+    program of its own, and so is the gradient of one part, which is called for each; on
+    a mesh, of as many parts as it has devices.
+
+    On a mesh, whatever goes in and comes out is replicated.
 
     Args:
       step: the pieces of an inner step.
@@ -139,7 +142,7 @@ def compile_update(
     """
     if loop.rolled:
         return _one_program(step, network_steps, loop, example)
-    return _program_of_each_piece(step, network_steps, example)
+    return _program_of_each_piece(step, network_steps, loop, example)
 
 
 def _one_program(
@@ -153,31 +156,40 @@ def _one_program(
 
         return loop.repeat(inner_step, state, loop.steps_per_call)
 
-    program = jax.jit(inner_steps, donate_argnums=1).lower(*example).compile()
+    compiled = mesh.jit(loop.mesh, inner_steps, donate_argnums=1)
+    program = compiled.lower(*example).compile()
     return Update(program, {"inner_steps": program})
 
 
 def _program_of_each_piece(
-    step: StepFunctions, network_steps: int, example: tuple
+    step: StepFunctions, network_steps: int, loop: Loop, example: tuple
 ) -> Update:
     _, state, data = example
 
+    def gradients(parts, *given):
+        return step.objective.some(loop, parts, *given)
+
     def move(state, results):
-        distances, grads = step.objective.join(results, state.variables.learned)
+        distances, grads = step.objective.join(results, state.variables)
         return step.move(state, grads), distances[None]
 
     def compiled(function, *shapes, donate=()):
-        return jax.jit(function, donate_argnums=donate).lower(*shapes).compile()
+        program = mesh.jit(loop.mesh, function, donate_argnums=donate)
+        return program.lower(*shapes).compile()
 
     count = step.objective.parts(len(state.variables.pixels))
-    parts = [jax.device_put(np.int32(i)) for i in range(count)]
+    parts = mesh.pad(loop.mesh, np.arange(count, dtype=np.int32))
+    groups = [
+        mesh.replicate(loop.mesh, group)
+        for group in parts.reshape(-1, mesh.count(loop.mesh))
+    ]
     like, seen = jax.eval_shape(step.look, *example)
-    of_a_part = (parts[0], *_of_all_parts(seen, state, data))
-    result = jax.eval_shape(step.objective.gradients, *of_a_part)
+    of_a_group = (groups[0], *_of_all_parts(seen, state, data))
+    result = jax.eval_shape(gradients, *of_a_group)
     programs = {
         "look": compiled(step.look, *example, donate=1),
-        "gradients": compiled(step.objective.gradients, *of_a_part),
-        "move": compiled(move, like, [result] * count, donate=0),
+        "gradients": compiled(gradients, *of_a_group),
+        "move": compiled(move, like, [result] * len(groups), donate=0),
     }
     if network_steps:
         programs["train"] = compiled(step.train, *example, donate=1)
@@ -185,7 +197,7 @@ def _program_of_each_piece(
     def run(key, state, data):
         state, seen = programs["look"](key, state, data)
         given = _of_all_parts(seen, state, data)
-        results = [programs["gradients"](part, *given) for part in parts]
+        results = [programs["gradients"](group, *given) for group in groups]
         state, distances = programs["move"](state, results)
         for _ in range(network_steps):
             state = programs["train"](key, state, data)

@@ -1,13 +1,14 @@
 """How good a set is: fresh networks trained on it, tested on real images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import coreset, sampling, training
+from dasm_jax import coreset, sampling, trainers
+from dasm_jax import mesh as meshes
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.nets import Network
@@ -54,7 +55,7 @@ def correctness(
     predict: Callable[[Params, Array], Array], params: Params, data: ArrayDataset
 ) -> Array:
     """f32[N], 1 where an image is predicted correctly; NaN if a logit is not finite."""
-    logits = predict(params, jax.device_put(data.images))
+    logits = predict(params, jnp.asarray(data.images))
     correct = (jnp.argmax(logits, axis=1) == data.labels).astype(jnp.float32)
     return jnp.where(jnp.isfinite(logits).all(), correct, jnp.nan)
 
@@ -90,12 +91,13 @@ def make_evaluator(
         network = problem.network
     if recipe is None:
         recipe = recipe_from(s.recipe, s.steps)
-    train = training.make_trainer(
+    train = trainers.make_trainer(
         network, recipe, problem.statistics, problem.loop, soft_labels=soft_labels
     )
-    predict = training.make_predictor(network.apply, problem.statistics)
-    test = jax.device_put(problem.dataset.test)
-    at_once = networks_at_once(s, jax.default_backend())
+    predict = trainers.make_predictor(network.apply, problem.statistics)
+    mesh = problem.loop.mesh
+    test = meshes.replicate(mesh, problem.dataset.test)
+    at_once = networks_at_once(s, jax.default_backend(), meshes.count(mesh))
 
     def train_chunk(
         chunk: range, data: ArrayDataset, table: IndexTable
@@ -106,7 +108,7 @@ def make_evaluator(
         alone = len(chunk) == 1
 
         def see(params: Params) -> list[np.ndarray]:
-            each = [params] if alone else _unstack(params, len(chunk))
+            each = [params] if alone else trainers.unstack(params, len(chunk))
             return [np.asarray(correctness(predict, one, test)) for one in each]
 
         return train(keys[0] if alone else jnp.stack(keys), data, table, looks, see)
@@ -142,20 +144,16 @@ def make_evaluator(
     return evaluate
 
 
-def networks_at_once(settings: EvaluateSettings, platform: str) -> int:
+def networks_at_once(
+    settings: EvaluateSettings, platform: str, devices: int = 1
+) -> int:
     """Networks that are trained together.
 
-    By default one on CPU, where convolutions whose kernels differ from network to
-    network become slow grouped ones, and all elsewhere.
+    By default one per device on CPU, where convolutions whose kernels differ from
+    network to network become slow grouped ones, and all elsewhere.
     """
-    if settings.at_once:
-        return min(settings.at_once, settings.networks)
-    return 1 if platform == "cpu" else settings.networks
-
-
-def _unstack(params: Params, count: int) -> Iterator[Params]:
-    for i in range(count):
-        yield jax.tree.map(lambda leaf, i=i: leaf[i], params)
+    at_once = settings.at_once or (devices if platform == "cpu" else settings.networks)
+    return min(at_once, settings.networks)
 
 
 def _unless_out_of_memory(work: Callable[[], Any]) -> Any | None:

@@ -6,7 +6,7 @@ Training Trajectories", CVPR 2022, section 3.1). Buffers lie in the memory of th
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from dasm_jax import checkpoint, sampling, training
+from dasm_jax import checkpoint, sampling, trainers, training
+from dasm_jax import mesh as meshes
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
@@ -33,8 +34,8 @@ class ExpertPlan(NamedTuple):
 
     experts: int
     epochs: int
-    # Networks that vmap trains together. On CPU 1 is fastest: convolutions that differ
-    # from network to network become grouped ones.
+    # Networks that are trained together. On CPU one on each device is fastest: under
+    # vmap convolutions that differ from network to network become grouped ones.
     at_once: int
     recipe: Recipe
 
@@ -61,6 +62,8 @@ def make_expert_trainer(
       start from first. It raises a ``UserError`` when an expert diverges.
     """
 
+    mesh = loop.mesh
+
     def start(key: Key[Array, ""], table: IndexTable) -> TrainState:
         params = network.init(key_for(key, Use.NETWORK_INIT))
         return training.start_training(
@@ -70,16 +73,13 @@ def make_expert_trainer(
     @cache
     def compile_for(batch: int, several: bool) -> tuple[Callable, Callable]:
         recipe = plan.recipe._replace(batch=batch)
-        begin, step = start, training.make_train_step(network, recipe, statistics)
+        begin = start
         if several:
-            axes = training.TOGETHER
+            axes = trainers.TOGETHER
             begin = jax.vmap(begin, in_axes=(0, None), out_axes=axes)
-            step = training.train_together(step)
-
-        def advance(key, state, data, table, steps):
-            return loop.repeat(lambda s: step(key, s, data, table), state, steps)[0]
-
-        return begin, jax.jit(advance, static_argnums=4, donate_argnums=1)
+        return begin, trainers.make_advance(
+            network, recipe, statistics, loop, several=several
+        )
 
     def train(
         root: Key[Array, ""],
@@ -92,17 +92,18 @@ def make_expert_trainer(
         batch = min(plan.recipe.batch, count)
         begin, advance = compile_for(batch, several)
         keys = [key_for(root, Use.EXPERT, segment, expert) for expert in experts]
-        key = jnp.stack(keys) if several else keys[0]
-        data, table = jax.device_put((data, table))
-        state = begin(key, table)
+        key = meshes.pad(mesh, jnp.stack(keys)) if several else keys[0]
+        data, table = meshes.replicate(mesh, (data, table))
+        state = trainers.share_out(mesh, begin(key, table), several=several)
+        seen = partial(trainers.gather, mesh, count=len(keys) if several else None)
         buffer = _make_buffer(network, len(experts), plan.epochs)
-        _fill(buffer, np.s_[:, 0], state.params)
+        _fill(buffer, np.s_[:, 0], seen(state.params))
         steps = count // batch
         for epoch in range(1, plan.epochs + 1):
             for done in range(0, steps, loop.steps_per_call):
                 size = min(loop.steps_per_call, steps - done)
                 state = advance(key, state, data, table, size)
-            _fill(buffer, np.s_[:, epoch], state.params)
+            _fill(buffer, np.s_[:, epoch], seen(state.params))
             if not all(np.isfinite(x[:, epoch]).all() for x in jax.tree.leaves(buffer)):
                 raise UserError(
                     f"an expert of segment {segment} diverged in epoch {epoch}; lower "

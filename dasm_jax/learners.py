@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Key
 
 from dasm_jax import sampling, training
@@ -48,10 +49,17 @@ def make_synthetic_images(class_images: ClassImages) -> Source:
 
 
 def make_trained_learner(
-    network: Network, recipe: Recipe, statistics: Normalization, source: Source
+    network: Network,
+    recipe: Recipe,
+    statistics: Normalization,
+    source: Source,
+    mesh: Mesh | None = None,
 ) -> Learner:
-    """A network that is given at every outer iteration and trained between steps."""
-    train_step = training.make_train_step(network, recipe, statistics)
+    """A network that is given at every outer iteration and trained between steps.
+
+    On a mesh every device takes a share of each batch.
+    """
+    train_step = training.make_train_step(network, recipe, statistics, mesh=mesh)
 
     def start(params: Params, data: SegmentData, pixels: Array) -> TrainState:
         _, table = source(data, pixels)

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dasm_jax.mesh import split_rows
 
 
 class Loop(NamedTuple):
@@ -16,17 +19,28 @@ class Loop(NamedTuple):
 
     rolled: bool
     steps_per_call: int
+    mesh: Mesh | None = None  # devices that ``over`` is split across; None: one
 
     def calling(self, steps: int) -> "Loop":
         """The same for a program of ``steps`` steps; one step where written out."""
         return self._replace(steps_per_call=steps) if self.rolled else self
 
-    def over(self, body: Callable[[Any], Any], xs: Any) -> Any:
-        """Stack ``body(x)`` for every ``x`` of the leading axis of ``xs``."""
-        if self.rolled:
-            return jax.lax.map(body, xs)
-        leaves, structure = jax.tree.flatten(xs)
-        return _stack([body(structure.unflatten(row)) for row in zip(*leaves)])
+    def over(self, body: Callable[..., Any], xs: Any, *shared: Any) -> Any:
+        """Stack ``body(x, *shared)`` for every ``x`` of the leading axis of ``xs``.
+
+        On a mesh every device takes a share of them (``mesh.split_rows``).
+        """
+
+        def each(xs: Any, *shared: Any) -> Any:
+            if self.rolled:
+                return jax.lax.map(lambda x: body(x, *shared), xs)
+            leaves, structure = jax.tree.flatten(xs)
+            rows = [structure.unflatten(row) for row in zip(*leaves)]
+            return _stack([body(x, *shared) for x in rows])
+
+        if self.mesh is None:
+            return each(xs, *shared)
+        return split_rows(self.mesh, each, xs, *shared)
 
     def repeat(
         self, body: Callable[[Any], tuple[Any, Any]], carry: Any, times: int
@@ -55,8 +69,8 @@ def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def loop_for(platform: str, steps_per_call: int) -> Loop:
+def loop_for(platform: str, steps_per_call: int, mesh: Mesh | None = None) -> Loop:
     """The loop that is fastest on ``platform`` ('cpu', 'gpu', 'tpu')."""
     if platform == "cpu":
-        return Loop(rolled=False, steps_per_call=1)
-    return Loop(rolled=True, steps_per_call=steps_per_call)
+        return Loop(rolled=False, steps_per_call=1, mesh=mesh)
+    return Loop(rolled=True, steps_per_call=steps_per_call, mesh=mesh)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from dasm_jax import coreset, scoring, training
+from dasm_jax import coreset, scoring, trainers, training
 from dasm_jax.dasm import SegmentResult
 from dasm_jax.evaluate import Accuracy, full_set
 from dasm_jax.keys import Use, key_for
@@ -109,17 +109,16 @@ class Reference(NamedTuple):
 def make_reference(problem: Problem) -> Reference | None:
     """Train ``measure.networks`` networks on all real images; None if they diverge."""
     s, root = problem.settings, _root(problem)
-    train = training.make_trainer(
+    train = trainers.make_trainer(
         problem.network,
         recipe_from(s.evaluate.recipe, s.measure.steps),
         problem.statistics,
         problem.loop,
     )
-    networks = [
-        train(key_for(root, Use.MEASURE, 0, network), *full_set(problem))[-1]
-        for network in range(s.measure.networks)
-    ]
-    predict = training.make_predictor(problem.network.apply, problem.statistics)
+    keys = [key_for(root, Use.MEASURE, 0, n) for n in range(s.measure.networks)]
+    each = trainers.train_each(train, problem.loop.mesh, keys, *full_set(problem))
+    networks = [trajectory[-1] for trajectory in each]
+    predict = trainers.make_predictor(problem.network.apply, problem.statistics)
     score = scoring.make_scorer("ce", predict, _gradient_norm(problem))
     judges = [[params] for params in networks]
     test = problem.dataset.test

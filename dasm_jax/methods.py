@@ -172,5 +172,5 @@ def _learner(
         count = image_count(around.parameterization, size, context) * around.n_classes
         recipe = recipe._replace(batch=min(recipe.batch, count))
     return learners.make_trained_learner(
-        around.network, recipe, around.statistics, source
+        around.network, recipe, around.statistics, source, around.loop.mesh
     )

@@ -1,7 +1,7 @@
 """From a matcher to gradients of the pixels: by class, by set, or by lesson."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,30 +30,35 @@ class Objective(NamedTuple):
         """How many there are."""
         return n_classes if self.separable else 1
 
-    def join(
-        self, parts: list[tuple[Array, Array | Variables]], learned: Array | tuple
-    ) -> tuple[Array, Variables]:
-        """Distances f32[parts] and gradients like ``variables``."""
-        distances, grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-        return self._joined(distances, grads, learned)
+    def some(self, loop: Loop, parts: Array, *seen: Any) -> tuple[Array, Any]:
+        """Distances and gradients of the parts i32[n], stacked."""
+        return loop.over(self.gradients, parts, *seen)
 
     def whole(
         self, loop: Loop, key: Array, variables: Variables, *seen: Array
     ) -> tuple[Array, Variables]:
-        """The same of all parts, computed within one program."""
-        part = lambda part: self.gradients(part, key, variables, *seen)  # noqa: E731
+        """Distances f32[parts] and gradients like ``variables``, in one program."""
         if not self.separable:
-            return self.join([part(jnp.int32(0))], variables.learned)
+            distance, grads = self.gradients(jnp.int32(0), key, variables, *seen)
+            return distance[None], grads
         labels = jnp.arange(len(variables.pixels), dtype=jnp.int32)
-        distances, grads = loop.over(part, labels)
-        return self._joined(distances, grads, variables.learned)
+        each = self.some(loop, labels, key, variables, *seen)
+        return self.join([each], variables)
 
-    def _joined(
-        self, distances: Array, grads: Array | Variables, learned: Array | tuple
+    def join(
+        self, groups: list[tuple[Array, Any]], variables: Variables
     ) -> tuple[Array, Variables]:
+        """The same, from what ``some`` gave for groups of parts that follow each other.
+
+        What comes after the last part, to fill a group, is dropped.
+        """
+        count = self.parts(len(variables.pixels))
+        distances, grads = jax.tree.map(
+            lambda *leaves: jnp.concatenate(leaves)[:count], *groups
+        )
         if self.separable:
-            nothing = jax.tree.map(jnp.zeros_like, learned)
-            return distances, Variables(grads, nothing)  # type: ignore[arg-type]
+            nothing = jax.tree.map(jnp.zeros_like, variables.learned)
+            return distances, Variables(grads, nothing)
         return distances, jax.tree.map(lambda leaf: leaf[0], grads)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dasm_jax import sampling, schedule, scoring, training
+from dasm_jax import sampling, schedule, scoring, trainers, training
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count
@@ -38,7 +38,7 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
       ``UserError`` when the networks diverge.
     """
     s = problem.settings
-    train = training.make_trainer(
+    train = trainers.make_trainer(
         problem.network,
         recipe_from(s.evaluate.recipe, s.dasm.score_steps),
         problem.statistics,
@@ -46,7 +46,7 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
     )
     score = scoring.make_scorer(
         s.dasm.score,
-        training.make_predictor(problem.network.apply, problem.statistics),
+        trainers.make_predictor(problem.network.apply, problem.statistics),
         scoring.make_gradient_norm(
             problem.network.apply,
             lambda images: training.normalize(
@@ -58,15 +58,13 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
     trained_on_real: list[list[Params]] = []
 
     def train_networks(data, table, segment, pool_round):
-        return [
-            train(
-                key_for(root, Use.SCORE_NETWORK, segment, pool_round, network),
-                data,
-                table,
-                scoring.snapshots_for(s.dasm.score),
-            )
+        keys = [
+            key_for(root, Use.SCORE_NETWORK, segment, pool_round, network)
             for network in range(s.dasm.networks)
         ]
+        snapshots = scoring.snapshots_for(s.dasm.score)
+        mesh = problem.loop.mesh
+        return trainers.train_each(train, mesh, keys, data, table, snapshots)
 
     def make_pool(segment: int, pool_round: int, finished: list[np.ndarray]) -> Pool:
         began = time.perf_counter()

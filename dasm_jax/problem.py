@@ -9,6 +9,7 @@ import numpy as np
 from dasm_jax import nets, sampling
 from dasm_jax.errors import UserError
 from dasm_jax.loops import Loop, loop_for
+from dasm_jax.mesh import make_mesh, replicate
 from dasm_jax.methods import Method, Surroundings, make_method
 from dasm_jax.nets import Network
 from dasm_jax.parameterization import Parameterization, make_parameterization
@@ -53,9 +54,10 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
     """Put the data on the device and build the pure pieces of a run.
 
     Raises:
-      UserError: the network does not fit the images.
+      UserError: the network does not fit the images, or there are not so many devices.
     """
     shape, n_classes = dataset.image_shape, dataset.n_classes
+    mesh = make_mesh(settings.devices)
     network = _make_network(settings.network.architecture, dataset)
     around = Surroundings(
         network=network,
@@ -64,13 +66,14 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
         ),
         statistics=_statistics(settings, dataset),
         n_classes=n_classes,
-        loop=loop_for(jax.default_backend(), STEPS_PER_CALL),
+        loop=loop_for(jax.default_backend(), STEPS_PER_CALL, mesh),
     )
     return Problem(
         settings=settings,
         dataset=dataset,
-        real=jax.device_put(
-            ArrayDataset(dataset.train.images, dataset.train.labels.astype(np.int32))
+        real=replicate(
+            mesh,
+            ArrayDataset(dataset.train.images, dataset.train.labels.astype(np.int32)),
         ),
         class_indices=[
             np.flatnonzero(dataset.train.labels == c) for c in range(n_classes)

@@ -1,7 +1,9 @@
 """From settings to an experiment."""
 
+from functools import partial
 from pathlib import Path
 
+from dasm_jax import hosts
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import (
     compare,
@@ -28,6 +30,7 @@ EXPERIMENTS = {
 def run(settings: Settings, workdir: str) -> str:
     """Run ``settings.experiment`` in ``workdir``, and write its report.
 
+    Of several processes the first writes there, the others into a copy that is removed.
     Returns what to print at the end. A finished run that is shown again keeps the
     report it has; a table that has grown gets a new one.
 
@@ -35,8 +38,13 @@ def run(settings: Settings, workdir: str) -> str:
       UserError: a mistake the user can mend.
       NonFiniteError: the optimisation diverged; the last good set is in the workdir.
     """
+    hosts.check(settings)
+    with hosts.folder(partial(open_workdir, workdir, settings)) as folder:
+        return _run_in(folder, settings, workdir)
+
+
+def _run_in(folder: Path, settings: Settings, workdir: str) -> str:
     experiment = EXPERIMENTS[settings.experiment]
-    folder = open_workdir(workdir, settings)
     with memory_explained(settings):
         text = experiment(settings, folder)
     if not _is_newer(folder / REPORT, folder / "summary.json"):

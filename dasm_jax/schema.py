@@ -317,6 +317,7 @@ class Settings:
 
     experiment: Annotated[str, one_of(EXPERIMENTS)]
     seed: Seed
+    devices: Annotated[int, within(0)]
     ipc: Count
     data: DataSettings
     network: NetworkSettings

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from dasm_jax import __version__, experts, sampling
+from dasm_jax import mesh as meshes
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.experts import ExpertPlan
 from dasm_jax.keys import Use, key_for
@@ -84,12 +85,16 @@ def _make_expert_supplier(
     folder: Path | None,
     on_expert: Callable[[int, int], None],
 ) -> Supplier:
-    at_once = 1 if jax.default_backend() == "cpu" else EXPERTS_AT_ONCE
+    on_cpu, mesh = jax.default_backend() == "cpu", problem.loop.mesh
+    at_once = meshes.count(mesh) if on_cpu else EXPERTS_AT_ONCE
     expert_plan = ExpertPlan(
         m.experts, m.epochs, m.at_once or at_once, recipe_from(m.recipe)
     )
     train = experts.make_expert_trainer(
-        problem.network, expert_plan, problem.statistics
+        problem.network,
+        expert_plan,
+        problem.statistics,
+        experts.STEP_BY_STEP._replace(mesh=mesh),
     )
     count = len(problem.dataset.train.labels)
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, UInt8
 
 from dasm_jax import augment, sampling, whitening
+from dasm_jax import mesh as meshes
 from dasm_jax.keys import Use, key_for
-from dasm_jax.loops import Loop
 from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable, SamplerState
 from dasm_jax.types import ArrayDataset, Normalization, Params
@@ -138,6 +138,7 @@ def make_train_step(
     statistics: Normalization,
     *,
     soft_labels: SoftLabels | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """One SGD step: batch → normalise → augment each → CutMix → gradient.
 
@@ -147,6 +148,8 @@ def make_train_step(
       statistics: normalisation ahead of the network.
       soft_labels: in place of the labels in the data; the loss is −Σ p log q, where q
         is the softmax of logits / temperature.
+      mesh: every device takes a share of the batch, where it divides by them; the
+        batch is drawn, augmented and mixed on each of them alike.
 
     Returns:
       ``step(key, state, data, table) -> (state, loss)``, a pure function. ``data``
@@ -168,18 +171,21 @@ def make_train_step(
         )
         images = augment.augment_each(each_key, images, recipe.augment)
         mixed = augment.cutmix(mix_key, images, recipe.cutmix)
+        images, labels, partners = meshes.split_batch(
+            mesh, (mixed.images, labels, labels[mixed.partners])
+        )
 
         def loss_fn(params):
-            logits, seen = network.train(params, mixed.images)
+            logits, seen = network.train(params, images)
             if soft_labels is not None:
                 soft, logits = (
-                    soft_labels.of(mixed.images),
+                    soft_labels.of(images),
                     logits / soft_labels.temperature,
                 )
                 return optax.softmax_cross_entropy(logits, soft).mean(), seen
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels
             own = cross_entropy(logits, labels).mean()
-            partner = cross_entropy(logits, labels[mixed.partners]).mean()
+            partner = cross_entropy(logits, partners).mean()
             return mixed.share * own + (1.0 - mixed.share) * partner, seen
 
         (loss, seen), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -191,122 +197,3 @@ def make_train_step(
         return TrainState(params, opt_state, sampler, state.step + 1), loss
 
     return step
-
-
-# Networks that are trained together. Passes over the data end for all of them at once;
-# what says so is not mapped, so that shuffling stays a branch that is seldom taken.
-TOGETHER = TrainState(
-    params=0,
-    opt_state=0,
-    sampler=SamplerState(order=0, position=None, epoch=None),  # type: ignore[arg-type]
-    step=None,  # type: ignore[arg-type]
-)
-
-
-def train_together(step: TrainStep) -> TrainStep:
-    """The same step for several networks: keys [n], and leaves as ``TOGETHER`` says."""
-    return jax.vmap(step, in_axes=(0, TOGETHER, None, None), out_axes=(TOGETHER, 0))
-
-
-def _stack_states(states: list[TrainState]) -> TrainState:
-    def stack(*leaves: Array) -> Array:
-        return jnp.stack(leaves)
-
-    first = states[0]
-    return TrainState(
-        params=jax.tree.map(stack, *(state.params for state in states)),
-        opt_state=jax.tree.map(stack, *(state.opt_state for state in states)),
-        sampler=first.sampler._replace(
-            order=jnp.stack([state.sampler.order for state in states])
-        ),
-        step=first.step,
-    )
-
-
-def _copy(params: Params) -> Params:
-    return jax.tree.map(jnp.copy, params)
-
-
-def make_trainer(
-    network: Network,
-    recipe: Recipe,
-    statistics: Normalization,
-    loop: Loop,
-    *,
-    soft_labels: SoftLabels | None = None,
-) -> Callable[..., list[Any]]:
-    """Compile a trainer that starts from scratch and runs ``recipe.decay_steps``.
-
-    Returns:
-      ``train(key, data, table, snapshots=1, see=copy) -> [see(params), …]``: what is
-      seen of the network at ``snapshots`` evenly spaced moments, the last one at the
-      end. ``key`` of shape [n] trains n networks at once, each from the same weights as
-      alone and up to rounding to the same ones; their leaves have a leading axis.
-      ``see`` must not keep ``params`` itself, which the next step overwrites.
-    """
-    step = make_train_step(network, recipe, statistics, soft_labels=soft_labels)
-
-    def compiled(step: TrainStep) -> Callable:
-        def advance(key, state, data, table, steps):
-            return loop.repeat(lambda s: step(key, s, data, table), state, steps)
-
-        return jax.jit(advance, static_argnums=4, donate_argnums=1)
-
-    alone, together = compiled(step), compiled(train_together(step))
-
-    def start(key: Key[Array, ""], table: IndexTable) -> TrainState:
-        params = network.init(key_for(key, Use.NETWORK_INIT))
-        return start_training(params, recipe, sampling.start_sampler(table))
-
-    def train(
-        key: Key[Array, "*n"],
-        data: ArrayDataset,
-        table: IndexTable,
-        snapshots: int = 1,
-        see: Callable[[Params], Any] = _copy,
-    ) -> list[Any]:
-        if key.ndim:
-            advance = together
-            state = _stack_states([start(one, table) for one in key])
-        else:
-            advance, state = alone, start(key, table)
-        kept, done = [], 0
-        for i in range(snapshots):
-            stop = recipe.decay_steps * (i + 1) // snapshots
-            while done < stop:
-                count = min(loop.steps_per_call, stop - done)
-                state, _ = advance(key, state, data, table, count)
-                done += count
-            kept.append(see(state.params))
-        return kept
-
-    return train
-
-
-def make_predictor(
-    apply_fn: ApplyFn, statistics: Normalization, chunk: int = 500
-) -> Callable[[Params, Array], Float[Array, "N K"]]:
-    """Compile ``predict(params, images) -> logits`` for a whole split, in chunks.
-
-    Images are u8 or f32 in [0, 1], [N, H, W, C], and stay where they are.
-    """
-
-    @partial(jax.jit, static_argnums=3)
-    def predict_chunk(params, images, start, size):
-        part = jax.lax.dynamic_slice_in_dim(images, start, size)
-        return apply_fn(params, normalize(to_unit(part), statistics))
-
-    def predict(params: Params, images: Array) -> Float[Array, "N K"]:
-        count = len(images)
-        size = min(chunk, count)
-        parts = [
-            predict_chunk(params, images, np.int32(start), size)
-            for start in range(0, count - size + 1, size)
-        ]
-        rest = count % size
-        if rest:  # the last window reaches back, so that its shape is the same
-            last = predict_chunk(params, images, np.int32(count - size), size)
-            parts.append(last[size - rest :])
-        return jnp.concatenate(parts)
-
-    return predict

@@ -87,13 +87,14 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on: a table may grow, and matchers that are not run change.
 
     Tables are compare, curve and evaluate: each cell of theirs knows what it depends
-    on, and is used again or not by that.
+    on, and is used again or not by that. On how many devices a run is made changes
+    its last bits only: it may be shown, and go on, on a machine that has others.
     """
     experiment, matcher = config.get("experiment"), config.get("matcher")
     kept = {
         name: value
         for name, value in config.items()
-        if name not in ("compare", "curve", "log")
+        if name not in ("compare", "curve", "log", "devices")
         and experiment in _READERS.get(name, (experiment,))
     }
     if isinstance(of_evaluation := kept.get("evaluate"), dict):

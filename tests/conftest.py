@@ -1,4 +1,4 @@
-"""Strict JAX for every test: no silent promotion, shapes checked, four CPU devices."""
+"""Strict JAX for every test: no silent promotion, shapes checked, eight CPU devices."""
 
 import os
 
@@ -6,7 +6,7 @@ import os
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=4",
+        "--xla_force_host_platform_device_count=8",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",  # the older ones compile in a third

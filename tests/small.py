@@ -35,6 +35,7 @@ def small_dataset(n_classes=3, train_per_class=40, test_per_class=20):
 def small_config(**changes):
     """Default config made small; ``changes`` are dotted keys with ``__`` for dots."""
     config = default.get_config()
+    config.devices = 1  # of the eight that tests pretend to have
     config.ipc = 4
     config.data.source = config.data.name = "digits"
     config.network.width, config.network.depth = 4, 2

@@ -195,7 +195,7 @@ def test_scores_are_means_over_networks_at_the_right_moment(problem, monkeypatch
     monkeypatch.setattr(coreset.scoring, "el2n", spy)
     root = jax.random.key(0)
     chosen = coreset.make_selector(problem, root)("el2n", 3)
-    train = coreset.training.make_trainer(
+    train = coreset.trainers.make_trainer(
         problem.network,
         coreset.recipe_from(problem.settings.evaluate.recipe, 9),
         problem.statistics,
@@ -207,7 +207,7 @@ def test_scores_are_means_over_networks_at_the_right_moment(problem, monkeypatch
     for n, logits in enumerate(seen, start=1):
         key = coreset.key_for(root, coreset.Use.SELECTION, n)
         early = train(key, problem.real, table, 3)[0]
-        predict = coreset.training.make_predictor(
+        predict = coreset.trainers.make_predictor(
             problem.network.apply, problem.statistics
         )
         np.testing.assert_array_equal(logits, predict(early, problem.real.images))

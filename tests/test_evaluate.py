@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dasm_jax import evaluate, training
+from dasm_jax import evaluate, trainers
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import networks_at_once
 from dasm_jax.keys import Use, key_for
@@ -19,7 +19,7 @@ from tests.small import small_config, small_problem
 def trainer_of(p):
     s = p.settings.evaluate
     recipe = recipe_from(s.recipe, s.steps)
-    return training.make_trainer(p.network, recipe, p.statistics, p.loop)
+    return trainers.make_trainer(p.network, recipe, p.statistics, p.loop)
 
 
 def keys_of(p, count):
@@ -78,7 +78,7 @@ def test_accuracies_do_not_depend_on_the_chunks(at_once):
 def test_one_at_a_time_is_the_plain_trainer_bit_for_bit():
     p = small_problem(evaluate__networks=2, evaluate__at_once=1)
     data, train = evaluate.random_set(p, 8, 20), trainer_of(p)
-    predict = training.make_predictor(p.network.apply, p.statistics)
+    predict = trainers.make_predictor(p.network.apply, p.statistics)
     expected = [
         evaluate.accuracy(predict, train(key, *data)[-1], p.dataset.test)
         for key in keys_of(p, 2)
@@ -102,7 +102,7 @@ class Crowded:
 
     def __init__(self, monkeypatch, room):
         self.room, self.sizes = room, []
-        make = training.make_trainer
+        make = trainers.make_trainer
 
         def make_trainer(*args, **kwargs):
             train = make(*args, **kwargs)
@@ -116,7 +116,7 @@ class Crowded:
 
             return crowded
 
-        monkeypatch.setattr(training, "make_trainer", make_trainer)
+        monkeypatch.setattr(trainers, "make_trainer", make_trainer)
 
 
 def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
@@ -147,7 +147,7 @@ def test_other_failures_of_the_device_are_not_hidden(monkeypatch):
 
         return train
 
-    monkeypatch.setattr(training, "make_trainer", broken)
+    monkeypatch.setattr(trainers, "make_trainer", broken)
     p = small_problem()
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
         evaluate.make_evaluator(p)(*evaluate.random_set(p, 2, 4))

@@ -24,6 +24,7 @@ OUTER, INNER = 3, 4
 
 def config():
     config = default.get_config()
+    config.devices = 1
     config.ipc = 2
     config.network.width, config.network.depth = 4, 2
     config.synthetic.factor = 2

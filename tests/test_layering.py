@@ -22,6 +22,7 @@ ROWS = [
     ["dasm_jax.report"],
     ["dasm_jax.problem", "dasm_jax.workdir"],
     ["dasm_jax.methods", "dasm_jax.recipes", "dasm_jax.settings"],
+    ["dasm_jax.hosts"],
     ["dasm_jax.distill", "dasm_jax.schema"],
     ["dasm_jax.experts", "dasm_jax.learners", "dasm_jax.objectives"],
     [
@@ -40,6 +41,7 @@ ROWS = [
         "dasm_jax.selection",
         "dasm_jax.stored_counts",
         "dasm_jax.synthetic_files",
+        "dasm_jax.trainers",
         "dasm_jax.training",
         "dasm_jax.whitening",
     ],
@@ -51,6 +53,7 @@ ROWS = [
         "dasm_jax.host_memory",
         "dasm_jax.keys",
         "dasm_jax.loops",
+        "dasm_jax.mesh",
         "dasm_jax.nets",
         "dasm_jax.npz",
         "dasm_jax.ranking",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import dasm, evaluate, measures, pools, run, schedule, training
+from dasm_jax import dasm, evaluate, measures, pools, run, schedule, trainers, training
 from dasm_jax.experiments import common, compare
 from dasm_jax.experiments.compare import cell_settings, cells_of
 from dasm_jax.keys import Use, key_for
@@ -366,7 +366,7 @@ def test_accuracy_of_every_test_image_and_by_decile(problem, reference):
     np.testing.assert_allclose(by_decile, slow, rtol=1e-4)
     # Which images are right, not only how many.
     s = problem.settings.evaluate
-    train = training.make_trainer(
+    train = trainers.make_trainer(
         problem.network,
         recipe_from(s.recipe, s.steps),
         problem.statistics,

@@ -182,7 +182,8 @@ def test_a_full_disk_is_one_line(tmp_path):
         "import runpy, sys;"
         f"sys.argv = ['main.py', '{DIGITS}', '--workdir={tmp_path}/run',"
         " '--config.ipc=2', '--config.dasm.segments=1', '--config.network.width=2',"
-        " '--config.matcher.idc.loop.niter=1', '--config.matcher.idc.loop.inner=1'];"
+        " '--config.matcher.idc.loop.niter=1', '--config.matcher.idc.loop.inner=1',"
+        " '--config.devices=1'];"
         "runpy.run_path('main.py', run_name='__main__')"
     )
     done = subprocess.run(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import evaluate, problem, sampling, training
+from dasm_jax import evaluate, problem, sampling, trainers, training
 from dasm_jax.errors import UserError
 from dasm_jax.loops import Loop
 from dasm_jax.nets import make_convnet
@@ -86,7 +86,7 @@ def test_trainer_stops_on_time_and_gives_snapshots():
     table = sampling.prefix_table(4, 4)
     key = jax.random.key(0)
     by_steps = [
-        training.make_trainer(net, recipe(decay_steps=6), PLAIN, loop)
+        trainers.make_trainer(net, recipe(decay_steps=6), PLAIN, loop)
         for loop in (WRITTEN_OUT, Loop(rolled=True, steps_per_call=4))
     ]
     one_by_one, four_by_four = (train(key, data, table, 3) for train in by_steps)
@@ -101,7 +101,7 @@ def test_trainer_stops_on_time_and_gives_snapshots():
 def test_only_images_in_the_table_are_trained_on():
     data, net = linear_data(8), linear_network()
     poisoned = ArrayDataset(data.images.at[4:].set(jnp.nan), data.labels)
-    train = training.make_trainer(net, recipe(decay_steps=9), PLAIN, WRITTEN_OUT)
+    train = trainers.make_trainer(net, recipe(decay_steps=9), PLAIN, WRITTEN_OUT)
     clean = train(jax.random.key(0), poisoned, sampling.prefix_table(4, 8))[-1]
     assert np.isfinite(clean["w"]).all()
 
@@ -110,7 +110,7 @@ def test_only_images_in_the_table_are_trained_on():
 def test_predictions_do_not_depend_on_the_chunks(count):
     data, net = linear_data(count), linear_network()
     params = {"w": jnp.asarray(np.random.default_rng(1).random((4, 3), np.float32))}
-    predict = training.make_predictor(net.apply, PLAIN, chunk=4)
+    predict = trainers.make_predictor(net.apply, PLAIN, chunk=4)
     np.testing.assert_allclose(
         predict(params, data.images), net.apply(params, data.images), rtol=1e-6
     )
@@ -276,7 +276,7 @@ def test_one_hot_soft_labels_are_hard_labels():
 
     table, r = sampling.prefix_table(8, 8), recipe(decay_steps=6)
     hard, soft = (
-        training.make_trainer(
+        trainers.make_trainer(
             net, r, PLAIN, WRITTEN_OUT, soft_labels=fn and SoftLabels(fn, 1.0)
         )(jax.random.key(0), data, table)[-1]["w"]
         for fn in (None, label)

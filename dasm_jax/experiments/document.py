@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from dasm_jax import hosts
 from dasm_jax.errors import UserError
 from dasm_jax.files import write_atomically
 
@@ -13,6 +14,8 @@ def renew_section(document: Path, name: str, text: str) -> None:
     Raises:
       UserError: the document cannot be read or written.
     """
+    if not hosts.is_first():
+        return
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     old = _read(document, "the document")
     if begin in old and end in old:

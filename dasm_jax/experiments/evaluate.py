@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dasm_jax import __version__, evaluate, nets, records
+from dasm_jax import __version__, evaluate, mesh, nets, records
 from dasm_jax.data.cache import default_dir
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
@@ -39,8 +39,10 @@ DECIDING = (
     "evaluate",
     "keys",
     "loops",
+    "mesh",
     "recipes",
     "sampling",
+    "trainers",
     "training",
     "whitening",
 )
@@ -242,7 +244,8 @@ class _Runner:
 
     def _folders(self, kind: str) -> Iterator[Path]:
         yield self._folder
-        if kind != "set":
+        # Several processes would look at it at different moments, and decide otherwise.
+        if kind != "set" and jax.process_count() == 1:
             yield default_dir() / "baselines"
 
     def _keep(self, folder: Path, identity: dict[str, Any], result: dict) -> None:
@@ -268,6 +271,7 @@ class _Runner:
         """All that an accuracy depends on."""
         problem, images = self._problem, cell.images
         s, platform = problem.settings, jax.default_backend()
+        devices = mesh.count(problem.loop.mesh)
         trained_on: dict[str, Any] = {"kind": images.kind}
         if images.kind == "set":
             trained_on["hash"] = self._sets[images.sets[0] - 1].content_hash
@@ -277,7 +281,7 @@ class _Runner:
             "format": FORMAT,
             "versions": {"dasm_jax": __version__, "jax": jax.__version__},
             "sources": source_hash(PACKAGE),
-            "device": [platform, jax.devices()[0].device_kind],
+            "device": [platform, jax.devices()[0].device_kind, devices],
             "data": problem.dataset.content_hash,
             "normalization": [*problem.statistics.mean, *problem.statistics.std],
             "whitened": problem.statistics.whitening is not None,
@@ -287,7 +291,7 @@ class _Runner:
             "recipe": recipe._asdict(),
             "seed": s.evaluate.seed,
             "networks": s.evaluate.networks,
-            "at_once": evaluate.networks_at_once(s.evaluate, platform),
+            "at_once": evaluate.networks_at_once(s.evaluate, platform, devices),
             "looks": s.evaluate.looks,
         }
 

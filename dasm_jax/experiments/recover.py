@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dasm_jax import evaluate, export, nets, recovery, sampling, training
+from dasm_jax import evaluate, export, nets, recovery, sampling, trainers
 from dasm_jax.augment import parse_strategy
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import (
@@ -84,12 +84,12 @@ def _teach(problem: Problem) -> tuple[Network, Params, float]:
     except ValueError as error:
         raise UserError(f"config.{error}; recovery needs batch norms") from None
     recipe = recipe_from(s.evaluate.recipe, s.recover.teacher_steps)
-    train = training.make_trainer(network, recipe, problem.statistics, problem.loop)
+    train = trainers.make_trainer(network, recipe, problem.statistics, problem.loop)
     key = key_for(jax.random.key(s.seed), Use.RECOVERY, 0)
     count = len(problem.dataset.train.labels)
     params = train(key, problem.real, sampling.prefix_table(count, count))[-1]
     accuracy = evaluate.accuracy(
-        training.make_predictor(network.apply, problem.statistics),
+        trainers.make_predictor(network.apply, problem.statistics),
         params,
         problem.dataset.test,
     )

@@ -1,0 +1,127 @@
+"""Several devices: one axis that classes, networks and images of a batch lie along.
+
+``None`` stands for a single device everywhere, and changes nothing there. On a mesh
+every array is replicated, held whole by each device, unless it is said otherwise here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dasm_jax.errors import UserError
+from dasm_jax.types import Array
+
+AXIS = "devices"
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec(AXIS)
+
+
+def make_mesh(devices: int) -> Mesh | None:
+    """A mesh of so many devices, of all processes; 0: of all there are.
+
+    Raises:
+      UserError: there are fewer, or a process would be left without work.
+    """
+    there = jax.devices()
+    count = devices or len(there)
+    if count > len(there):
+        raise UserError(
+            f"config.devices={devices} is more than there are: {len(there)} of kind "
+            f"{there[0].platform}; lower it, or set it to 0 for all of them"
+        )
+    if count < len(there) and jax.process_count() > 1:
+        raise UserError(
+            f"config.devices={devices} leaves out some of the {len(there)} devices of "
+            f"{jax.process_count()} processes; set it to 0 for all of them"
+        )
+    if count == 1:
+        return None
+    return jax.make_mesh(
+        (count,), (AXIS,), axis_types=(AxisType.Auto,), devices=there[:count]
+    )
+
+
+def count(mesh: Mesh | None) -> int:
+    """How many devices work side by side."""
+    return 1 if mesh is None else mesh.size
+
+
+def sharding(mesh: Mesh | None, spec: PartitionSpec = WHOLE) -> NamedSharding | None:
+    """For ``out_shardings`` and constraints; None, which leaves it open, for None."""
+    return None if mesh is None else NamedSharding(mesh, spec)
+
+
+def jit(mesh: Mesh | None, function: Callable, **options: Any) -> Any:
+    """``jax.jit`` of a function whose arguments and results are all replicated."""
+    if mesh is None:
+        return jax.jit(function, **options)
+    whole = sharding(mesh)
+    return jax.jit(function, in_shardings=whole, out_shardings=whole, **options)
+
+
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+    """Put arrays of the host or of any device whole on every device.
+
+    With several processes each of them holds the same arrays, and JAX checks that.
+    """
+    if mesh is None:
+        return jax.device_put(tree)
+    put = partial(jax.device_put, device=sharding(mesh))
+
+    def put_leaf(leaf: Any) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return put(leaf)
+        # device_put refuses keys for devices of other processes.
+        data = put(jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(put_leaf, tree)
+
+
+def pad(mesh: Mesh | None, tree: Any) -> Any:
+    """Repeat the last row of the leading axis until it divides by the devices."""
+    rows = len(jax.tree.leaves(tree)[0])
+    missing = -rows % count(mesh)
+    if not missing:
+        return tree
+    index = np.minimum(np.arange(rows + missing), rows - 1)
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def split_rows(mesh: Mesh, body: Callable[..., Any], xs: Any, *shared: Any) -> Any:
+    """``body`` of the rows of the leading axis of ``xs``, a share on each device.
+
+    ``body(share, *shared)`` maps rows to rows, without a word between devices. The rows
+    of ``xs`` may be any number: the last one is repeated to fill the shares, and
+    dropped after. The result is replicated.
+    """
+    rows = len(jax.tree.leaves(xs)[0])
+    shares = jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=(SPLIT, *[WHOLE] * len(shared)),
+        out_specs=SPLIT,
+        check_vma=False,
+    )
+    results = shares(pad(mesh, xs), *shared)
+    results = jax.tree.map(lambda leaf: leaf[:rows], results)
+    return jax.lax.with_sharding_constraint(results, sharding(mesh))
+
+
+def split_batch(mesh: Mesh | None, batch: Any) -> Any:
+    """Let every device work on its share of the images of a batch, inside a program.
+
+    What is made of the shares jointly, such as a mean or a gradient, XLA sums up over
+    the devices. A batch that does not divide by them is worked on by all of them alike.
+    """
+    rows = len(jax.tree.leaves(batch)[0])
+    if mesh is None or rows % mesh.size:
+        return batch
+    constrain = jax.lax.with_sharding_constraint
+    # Held whole until here: else the drawing of the batch would be split as well, and
+    # images would travel between devices for the sake of CutMix's partners.
+    return constrain(constrain(batch, sharding(mesh)), sharding(mesh, SPLIT))
