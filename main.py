@@ -29,8 +29,14 @@ def main(argv: list[str]) -> None:
     programs = default_dir() / "xla"
     if _can_write(programs):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
-    from dasm_jax import hosts, run, settings  # after the flags: they take seconds
+    from dasm_jax import (
+        hosts,
+        mesh,
+        run,
+        settings,
+    )  # after the flags: they take seconds
 
+    mesh.take_cores_for_devices()
     f = flags.FLAGS
     hosts.start(f.coordinator, f.processes, f.process, f.distributed)
     try:

@@ -125,10 +125,13 @@ def random_dataset(case: Case, seed: int = 0) -> Dataset:
     )
 
 
-def problem_for(case: Case, **changes: object) -> Problem:
-    """Settings and data of a case; ``changes`` are dotted keys with ``__`` for dots."""
+def problem_for(case: Case, devices: int | None, **changes: object) -> Problem:
+    """Settings and data of a case, for so many devices, or all.
+
+    ``changes`` are dotted keys with ``__`` for dots.
+    """
     config: Any = default.get_config()
-    config.devices = 1  # as the other side has
+    config.devices = devices or 0
     config.ipc = case.stored
     config.network.width = case.width
     config.synthetic.factor = case.factor

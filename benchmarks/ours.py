@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import augment, budget, dasm, distill, sampling
+from dasm_jax import augment, budget, dasm, distill, mesh, sampling
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.loops import Loop
 from dasm_jax.plan import context_of, plan_segments
@@ -64,7 +64,8 @@ def prepare(problem: Problem) -> Prepared:
     )
     root = jax.random.key(problem.settings.seed)
     count = len(problem.dataset.train.labels)
-    data = jax.device_put(
+    place = partial(mesh.replicate, problem.loop.mesh)
+    data = place(
         SegmentData(
             real=problem.real,
             pool=sampling.make_table(problem.class_indices),
@@ -84,7 +85,7 @@ def prepare(problem: Problem) -> Prepared:
         optimizers,
     )
     loop = problem.loop.calling(plan.inner)
-    return Prepared(plan, step, loop, (root, state, data))
+    return Prepared(plan, step, loop, (place(root), place(state), data))
 
 
 def _random_pixels(problem: Problem, size: int) -> np.ndarray:
@@ -122,7 +123,8 @@ def compile_network(prepared: Prepared) -> Program:
         return loop.repeat(once, state, count * loop.steps_per_call // calls)[0]
 
     began = time.perf_counter()
-    compiled = jax.jit(train, donate_argnums=1).lower(*prepared.example).compile()
+    program = mesh.jit(loop.mesh, train, donate_argnums=1)
+    compiled = program.lower(*prepared.example).compile()
     seconds = time.perf_counter() - began
 
     def run(key, state, data):

@@ -17,6 +17,7 @@ from benchmarks.cases import Case, problem_for
 from benchmarks.timing import spread
 from dasm_jax.dasm import run_dasm
 from dasm_jax.host_memory import keep_freed_memory
+from dasm_jax.mesh import take_cores_for_devices
 from dasm_jax.problem import Problem
 
 BASE = Case(
@@ -86,7 +87,7 @@ def sweep_steps(
     show(name, "matching step, ms", "program MiB", "pixels MiB")
     for change in changes:
         case = BASE._replace(**(TINY if options.quick else {}), **change)
-        line = matching_step(problem_for(case), options.repeats)
+        line = matching_step(problem_for(case, options.devices), options.repeats)
         (value,) = change.values()
         lines.append(
             {
@@ -144,6 +145,7 @@ def sweep_segments(options: argparse.Namespace) -> list[dict[str, Any]]:
     for count in counts:
         problem = problem_for(
             case,
+            options.devices,
             dasm__segments=count,
             dasm__budget="steps",
             dasm__networks=1,
@@ -187,4 +189,5 @@ def sweep_segments(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     keep_freed_memory()  # as main.py does; both sides gain
+    take_cores_for_devices()  # as main.py does
     sys.exit(main())

@@ -108,6 +108,9 @@ def add_options(parser: argparse.ArgumentParser, repeats: int) -> None:
     parser.add_argument("--repeats", type=positive, default=repeats)
     parser.add_argument("--json", type=Path, help="file to append a line per row to")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for tests")
+    parser.add_argument(
+        "--devices", type=positive, help="for ours; of a CPU each core is one (all)"
+    )
 
 
 def positive(text: str) -> int:

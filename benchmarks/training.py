@@ -21,6 +21,7 @@ from benchmarks.timing import spread
 from dasm_jax import trainers
 from dasm_jax.evaluate import full_set
 from dasm_jax.host_memory import keep_freed_memory
+from dasm_jax.mesh import take_cores_for_devices
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.training import Recipe
@@ -59,7 +60,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """One case as a line of results."""
-    problem = problem_for(case)
+    problem = problem_for(case, options.devices)
     s = problem.settings.matcher.idc.trajectory.recipe  # color, crop and CutMix
     recipe = recipe_from(s, decay_steps=options.steps)
     works = {
@@ -157,4 +158,5 @@ def show(line: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     keep_freed_memory()  # as main.py does; both sides gain
+    take_cores_for_devices()  # as main.py does
     sys.exit(main())

@@ -17,6 +17,7 @@ from benchmarks.cases import Case, problem_for
 from benchmarks.ours import Prepared
 from benchmarks.timing import Spread, spread
 from dasm_jax.host_memory import keep_freed_memory
+from dasm_jax.mesh import take_cores_for_devices
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.workdir import peak_memory
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     peak = timing.matmul_peak()
     print(f"f32 matrix products of {timing.PEAK_SIDE}: {peak / 1e9:.0f} GFLOP/s")
     for case in options.cases:
-        problem = problem_for(case)
+        problem = problem_for(case, options.devices)
         if not options.no_torch:
             from benchmarks import parity  # only a machine that has PyTorch
 
@@ -206,4 +207,5 @@ def _megabytes(memory: dict[str, int] | None) -> str:
 
 if __name__ == "__main__":
     keep_freed_memory()  # as main.py does; both sides gain
+    take_cores_for_devices()  # as main.py does
     sys.exit(main())

@@ -20,7 +20,7 @@ def small_products(monkeypatch):
 
 @cache
 def problem():
-    return problem_for(quick(CASES["small"]))
+    return problem_for(quick(CASES["small"]), 1)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def other_class(parity, monkeypatch):
 )
 def test_a_difference_is_seen(parity, monkeypatch, perturb, capsys):
     perturb(parity, monkeypatch)
-    assert update_step.main(["--quick", "--cases", "small"]) == 1
+    assert update_step.main(["--quick", "--devices", "1", "--cases", "small"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "differ by" in line
     assert "case small" in line
@@ -112,6 +112,7 @@ def test_a_difference_is_seen(parity, monkeypatch, perturb, capsys):
 def test_update_step(parity, tmp_path, capsys):
     file = tmp_path / "lines.jsonl"
     arguments = ["--quick", "--cases", "small", "--repeats", "1", "--json", str(file)]
+    arguments += ["--devices", "1"]
     assert update_step.main(arguments) == 0
     out = capsys.readouterr().out
     check_table(out)
@@ -141,7 +142,7 @@ def test_training(capsys):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     from benchmarks import training
 
-    arguments = ["--quick", "--cases", "small", "--networks", "1"]
+    arguments = ["--quick", "--cases", "small", "--networks", "1", "--devices", "1"]
     assert training.main([*arguments, "--steps", "2", "--repeats", "1"]) == 0
     out = capsys.readouterr().out
     check_table(out)
@@ -162,7 +163,7 @@ def bytes_of(stored, synthetic_batch):
         n_data=4,
         per_class=8,
     )
-    problem = problem_for(case, network__depth=1)
+    problem = problem_for(case, 1, network__depth=1)
     memory = ours.matching_memory(problem)
     assert memory is not None
     return memory["total"], scaling.pixel_bytes(problem)
@@ -181,7 +182,7 @@ def test_memory_grows_by_stored_pixels_alone():
 
 @pytest.mark.slow
 def test_scaling(capsys):
-    assert scaling.main(["--quick", "--repeats", "1"]) == 0
+    assert scaling.main(["--quick", "--repeats", "1", "--devices", "1"]) == 0
     out = capsys.readouterr().out
     check_table(out)
     swept = [(line["sweep"], line[line["sweep"]]) for line in lines_of(out)]
