@@ -297,6 +297,7 @@ MOMENTA = (
 )
 # Every other whole number counts something, so there must be one.
 FROM_ZERO = (
+    "devices",
     "data__size",
     "network__width",
     "synthetic__factor",
