@@ -49,7 +49,9 @@ def make_selector(problem: Problem, root: jax.Array) -> Select:
     widest = max(len(indices) for indices in problem.class_indices)
     places = sampling.make_table(problem.class_indices, widest)
     draws = jax.random.uniform(key_for(root, Use.SELECTION, 0, 0), (count,))
-    predict = trainers.make_predictor(problem.network.apply, problem.statistics)
+    predict = trainers.make_predictor(
+        problem.network.apply, problem.statistics, problem.loop.mesh
+    )
 
     @cache
     def trajectories() -> list[list[Params]]:
@@ -133,7 +135,7 @@ def make_embedder(problem: Problem) -> Callable[[Params, Array], Array]:
         last = problem.network.layers(params, inputs)[-1]
         return last.reshape(len(last), -1)
 
-    return trainers.make_predictor(last_layer, problem.statistics)
+    return trainers.make_predictor(last_layer, problem.statistics, problem.loop.mesh)
 
 
 def _check_finite(problem: Problem, params: Params) -> None:

@@ -94,8 +94,8 @@ def make_evaluator(
     train = trainers.make_trainer(
         network, recipe, problem.statistics, problem.loop, soft_labels=soft_labels
     )
-    predict = trainers.make_predictor(network.apply, problem.statistics)
     mesh = problem.loop.mesh
+    predict = trainers.make_predictor(network.apply, problem.statistics, mesh)
     test = meshes.replicate(mesh, problem.dataset.test)
     at_once = networks_at_once(s, jax.default_backend(), meshes.count(mesh))
 

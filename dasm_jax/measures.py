@@ -118,7 +118,9 @@ def make_reference(problem: Problem) -> Reference | None:
     keys = [key_for(root, Use.MEASURE, 0, n) for n in range(s.measure.networks)]
     each = trainers.train_each(train, problem.loop.mesh, keys, *full_set(problem))
     networks = [trajectory[-1] for trajectory in each]
-    predict = trainers.make_predictor(problem.network.apply, problem.statistics)
+    predict = trainers.make_predictor(
+        problem.network.apply, problem.statistics, problem.loop.mesh
+    )
     score = scoring.make_scorer("ce", predict, _gradient_norm(problem))
     judges = [[params] for params in networks]
     test = problem.dataset.test

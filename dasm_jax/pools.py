@@ -46,7 +46,9 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
     )
     score = scoring.make_scorer(
         s.dasm.score,
-        trainers.make_predictor(problem.network.apply, problem.statistics),
+        trainers.make_predictor(
+            problem.network.apply, problem.statistics, problem.loop.mesh
+        ),
         scoring.make_gradient_norm(
             problem.network.apply,
             lambda images: training.normalize(

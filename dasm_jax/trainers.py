@@ -232,21 +232,28 @@ def unstack(params: Params, count: int) -> Iterator[Params]:
 
 
 def make_predictor(
-    apply_fn: ApplyFn, statistics: Normalization, chunk: int = 500
+    apply_fn: ApplyFn,
+    statistics: Normalization,
+    mesh: Mesh | None,
+    chunk: int = 500,
 ) -> Callable[[Params, Array], Float[Array, "N K"]]:
     """Compile ``predict(params, images) -> logits`` for a whole split, in chunks.
 
-    Images are u8 or f32 in [0, 1], [N, H, W, C], and stay where they are.
+    Images are u8 or f32 in [0, 1], [N, H, W, C], and stay where they are. On a mesh
+    they are replicated, and every device predicts its share of a chunk.
     """
 
-    @partial(jax.jit, static_argnums=3)
     def predict_chunk(params, images, start, size):
         part = jax.lax.dynamic_slice_in_dim(images, start, size)
+        part = meshes.split_batch(mesh, part)
         return apply_fn(params, normalize(to_unit(part), statistics))
 
+    predict_chunk = meshes.jit(mesh, predict_chunk, static_argnums=3)
+
     def predict(params: Params, images: Array) -> Float[Array, "N K"]:
-        count = len(images)
+        count, devices = len(images), meshes.count(mesh)
         size = min(chunk, count)
+        size = size // devices * devices or size  # so that it can be shared out
         parts = [
             predict_chunk(params, images, np.int32(start), size)
             for start in range(0, count - size + 1, size)

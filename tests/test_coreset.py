@@ -208,7 +208,7 @@ def test_scores_are_means_over_networks_at_the_right_moment(problem, monkeypatch
         key = coreset.key_for(root, coreset.Use.SELECTION, n)
         early = train(key, problem.real, table, 3)[0]
         predict = coreset.trainers.make_predictor(
-            problem.network.apply, problem.statistics
+            problem.network.apply, problem.statistics, None
         )
         np.testing.assert_array_equal(logits, predict(early, problem.real.images))
         total += real(jnp.asarray(logits), jnp.asarray(problem.real.labels))

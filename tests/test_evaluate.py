@@ -78,7 +78,7 @@ def test_accuracies_do_not_depend_on_the_chunks(at_once):
 def test_one_at_a_time_is_the_plain_trainer_bit_for_bit():
     p = small_problem(evaluate__networks=2, evaluate__at_once=1)
     data, train = evaluate.random_set(p, 8, 20), trainer_of(p)
-    predict = trainers.make_predictor(p.network.apply, p.statistics)
+    predict = trainers.make_predictor(p.network.apply, p.statistics, None)
     expected = [
         evaluate.accuracy(predict, train(key, *data)[-1], p.dataset.test)
         for key in keys_of(p, 2)

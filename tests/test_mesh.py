@@ -207,6 +207,23 @@ def test_accuracies_do_not_depend_on_the_devices():
     assert several.networks == accuracies(2).networks
 
 
+@pytest.mark.parametrize("count", [3, 20, 22])
+def test_predictions_are_shared_out(count):
+    problem = problem_on(4)
+    net, statistics = problem.network, problem.statistics
+    params = net.init(jax.random.key(3))
+    images = small_dataset(3).train.images[:count]
+
+    def predict(of_mesh):
+        placed = mesh.replicate(of_mesh, (params, images))
+        predictor = trainers.make_predictor(net.apply, statistics, of_mesh, chunk=9)
+        return predictor(*placed)
+
+    np.testing.assert_allclose(
+        predict(problem.loop.mesh), predict(None), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_on_cpu_every_device_trains_one_network():
     s = problem_on(1, evaluate__networks=6).settings.evaluate
     assert [networks_at_once(s, "cpu", n) for n in (1, 4, 8)] == [1, 4, 6]

@@ -110,7 +110,7 @@ def test_only_images_in_the_table_are_trained_on():
 def test_predictions_do_not_depend_on_the_chunks(count):
     data, net = linear_data(count), linear_network()
     params = {"w": jnp.asarray(np.random.default_rng(1).random((4, 3), np.float32))}
-    predict = trainers.make_predictor(net.apply, PLAIN, chunk=4)
+    predict = trainers.make_predictor(net.apply, PLAIN, None, chunk=4)
     np.testing.assert_allclose(
         predict(params, data.images), net.apply(params, data.images), rtol=1e-6
     )

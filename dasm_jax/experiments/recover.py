@@ -89,7 +89,7 @@ def _teach(problem: Problem) -> tuple[Network, Params, float]:
     count = len(problem.dataset.train.labels)
     params = train(key, problem.real, sampling.prefix_table(count, count))[-1]
     accuracy = evaluate.accuracy(
-        trainers.make_predictor(network.apply, problem.statistics),
+        trainers.make_predictor(network.apply, problem.statistics, problem.loop.mesh),
         params,
         problem.dataset.test,
     )
