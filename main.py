@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.errors import Interrupted, NonFiniteError, UserError
 
 
 def main(argv: list[str]) -> None:
@@ -76,3 +76,9 @@ if __name__ == "__main__":
     except (UserError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:  # where there was nothing to keep
+        print("stopped by SIGINT; start it again to go on", file=sys.stderr)
+        sys.exit(130)

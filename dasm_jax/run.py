@@ -36,19 +36,19 @@ def run(settings: Settings, workdir: str) -> str:
       NonFiniteError: the optimisation diverged; the last good set is in the workdir.
     """
     experiment = EXPERIMENTS[settings.experiment]
-    folder = open_workdir(workdir, settings)
-    with memory_explained(settings):
-        text = experiment(settings, folder)
-    if not _is_newer(folder / REPORT, folder / "summary.json"):
-        from dasm_jax import report  # here, for matplotlib takes a while to import
+    with open_workdir(workdir, settings) as folder:
+        with memory_explained(settings):
+            text = experiment(settings, folder)
+        if not _is_newer(folder / REPORT, folder / "summary.json"):
+            from dasm_jax import report  # here, for matplotlib takes a while to import
 
-        try:
-            report.write_report(folder)
-        except UserError as error:
-            raise UserError(
-                f"the run is finished, and kept in {workdir}, but not its report: "
-                f"{error}"
-            ) from None
+            try:
+                report.write_report(folder)
+            except UserError as error:
+                raise UserError(
+                    f"the run is finished, and kept in {workdir}, but not its report: "
+                    f"{error}"
+                ) from None
     return text
 
 
