@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -459,6 +460,11 @@ def test_the_second_signal_is_left_to_the_system(capfd):
         for each in signals.SIGNALS:
             assert signal.getsignal(each) is signal.SIG_DFL
     assert capfd.readouterr().err.startswith("SIGINT: stopping at")
+
+
+def test_a_stop_crosses_processes():
+    error = pickle.loads(pickle.dumps(Interrupted(15, "stopped")))
+    assert (error.signal, str(error)) == (15, "stopped")
 
 
 def test_what_is_ignored_stays_ignored():
