@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from dasm_jax.errors import UserError
 
+UNFINISHED = ".unfinished"
+
 _log = logging.getLogger(__name__)
 
 
@@ -22,7 +24,9 @@ def write_atomically(path: Path, write) -> None:
       UserError: it cannot be written (permissions, a full disk).
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
@@ -35,6 +39,12 @@ def write_atomically(path: Path, write) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what ``write_atomically`` left under a folder when it was killed."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
-from dasm_jax.files import locked, open_to_append, write_json
+from dasm_jax.files import locked, open_to_append, remove_unfinished, write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
@@ -52,6 +52,7 @@ def open_workdir(path: str, settings: Settings) -> Iterator[Path]:
                 "another folder"
             )
         _check_owner(workdir, path, settings)
+        remove_unfinished(workdir)
         yield workdir
 
 

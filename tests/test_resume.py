@@ -495,6 +495,18 @@ def test_a_workdir_has_one_run_at_a_time(tmp_path):
         assert folder == tmp_path
 
 
+def test_what_a_kill_left_of_a_file_is_removed(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "unlink", lambda path: None)  # as if killed before it
+        for path in (tmp_path / "synthetic.npz", tmp_path / "images" / "a.png"):
+            with pytest.raises(Killed):
+                files.write_atomically(path, lambda file: kill())
+    assert len(list(tmp_path.rglob(".*.unfinished"))) == 2
+    with open_workdir(str(tmp_path), from_config(small_config())):
+        assert not list(tmp_path.rglob(".*.unfinished"))
+
+
 def test_logs_are_continued_at_whole_lines(tmp_path):
     log = RunLog(tmp_path, 3)
     log.metrics("a")
