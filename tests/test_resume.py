@@ -17,6 +17,7 @@ from dasm_jax import (
     checkpoint,
     dasm,
     evaluate,
+    files,
     measures,
     report,
     run,
@@ -108,8 +109,8 @@ def assert_same(ours, theirs):
     [
         {"ipc": 3, "dasm__segments": 3, "matcher__idc__loop__niter": 6},
         {
-            "dasm__rescore_every": 1,
-            "matcher__idc__loop__niter": 6,
+            "dasm__rescore_every": 2,
+            "matcher__idc__loop__niter": 8,
             "matcher__idc__trajectory__start": "segments",
             "matcher__idc__trajectory__data": "pool",
         },
