@@ -246,7 +246,7 @@ def _as_shown(optimizers: distill.Optimizers, state: SegmentState) -> np.ndarray
 
 def _snapshot(finished: list[SegmentResult], stands: tuple) -> Snapshot:
     outer, pool_round, pool, state, seconds = stands
-    # On CPU np.asarray would be a view of memory that the next update writes to.
+    # On CPU np.asarray is a view of memory that the next update is given.
     leaves = [np.array(leaf) for leaf in jax.tree.leaves(state)]
     return Snapshot(finished, Active(outer, pool_round, pool, leaves, seconds))
 
