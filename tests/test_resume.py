@@ -360,8 +360,9 @@ def test_never_and_must(calm, tmp_path, monkeypatch):
 def test_how_often_and_how_many(tmp_path):
     killed(tmp_path / "rarely", 3, checkpoint__minutes=5.0)
     assert items(tmp_path / "rarely") == ["000001"]  # the end of segment 1
-    killed(tmp_path / "many", 4, checkpoint__keep=3)
-    assert items(tmp_path / "many") == ["000001", "000002", "000003"]
+    for keep, expected in [(1, ["000003"]), (3, ["000001", "000002", "000003"])]:
+        killed(tmp_path / f"{keep}", 4, checkpoint__keep=keep)
+        assert items(tmp_path / f"{keep}") == expected
 
 
 def test_what_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
