@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench bench-scaling bench-training
+.PHONY: run test torture lint bench bench-scaling bench-training
 
 run: .venv/run  ## distil scikit-learn's digits in about two minutes
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: .venv/test  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+torture: .venv/test  ## kill a run 20 times, compare with one left in peace: minutes
+	$(BIN)/python -m tests.torture $(ARGS)
 
 lint: .venv/test  ## style and types
 	$(BIN)/ruff check .

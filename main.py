@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.errors import Interrupted, NonFiniteError, UserError
 
 
 def main(argv: list[str]) -> None:
@@ -29,12 +29,8 @@ def main(argv: list[str]) -> None:
     programs = default_dir() / "xla"
     if _can_write(programs):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
-    from dasm_jax import (
-        hosts,
-        mesh,
-        run,
-        settings,
-    )  # after the flags: they take seconds
+    # After the flags, for they take seconds.
+    from dasm_jax import hosts, mesh, run, settings
 
     mesh.take_cores_for_devices()
     f = flags.FLAGS
@@ -44,6 +40,9 @@ def main(argv: list[str]) -> None:
     except (UserError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         hosts.leave(2)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        hosts.leave(128 + stop.signal)
     if hosts.is_first():
         print(text)
 
@@ -94,3 +93,6 @@ if __name__ == "__main__":
     except (UserError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # where there was nothing to keep
+        print("stopped by SIGINT; start it again to go on", file=sys.stderr)
+        sys.exit(130)

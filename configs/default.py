@@ -139,6 +139,12 @@ def get_config() -> ConfigDict:
     measure.steps = 2000  # SGD steps of each, under the evaluation recipe
     measure.images = 500  # real images whose gradient norms are taken
 
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.resume = "auto"  # go on where a run stopped; must: or refuse; never
+    checkpoint.minutes = 10.0  # between two, beside that at every segment's end; 0:
+    # after every outer iteration
+    checkpoint.keep = 2  # the newest ones
+
     config.log = log = ConfigDict()
     log.every = 1  # outer iterations per line in log.txt
     return config

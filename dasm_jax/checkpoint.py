@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,13 @@ from dasm_jax.files import write_atomically
 
 TREE = "tree"
 METADATA = "metadata.json"
+
+_log = logging.getLogger(__name__)
+_quiet = threading.Lock()
+
+
+class Damaged(UserError):
+    """An item is there, and cannot be used."""
 
 
 def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
@@ -60,7 +69,7 @@ def load(folder: Path, name: str, like: Any) -> Any:
     """Read an item as NumPy arrays, of the structure, shapes and dtypes of ``like``.
 
     Raises:
-      UserError: the item is missing, damaged, or not like ``like``.
+      Damaged: the item is missing, damaged, or not like ``like``.
     """
     path = folder.absolute() / name
     record = _read_record(path)
@@ -82,10 +91,105 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any] | None:
     """Metadata of an item, or None where there is none, or only a part of one.
 
     Raises:
-      UserError: the item is damaged.
+      Damaged: the item's metadata are.
     """
     record = _read_record(folder.absolute() / name)
     return None if record is None else record["metadata"]
+
+
+class Checkpoints:
+    """The newest items of a folder, numbered, written in the background.
+
+    Only whole ones count. What a process that was killed left of others is removed, so
+    a folder belongs to one process at a time.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder, self._keep = folder.absolute(), keep
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._next = 1 + max(self._numbers(), default=0)
+
+    def newest(
+        self, read: Callable[[dict[str, Any]], Any]
+    ) -> tuple[Any, dict[str, Any], str] | None:
+        """The newest item that is not damaged: tree, metadata and name.
+
+        Args:
+          read: gets the metadata of an item, and says what ``load`` needs to know.
+
+        Returns:
+          ``None`` where there is no such item; damaged ones are said in one line each.
+        """
+        damaged = []
+        for number in sorted(self._numbers(), reverse=True):
+            name = _name(number)
+            try:
+                metadata = read_metadata(self._folder, name)
+                if metadata is not None:
+                    tree = load(self._folder, name, read(metadata))
+                    for path in damaged:
+                        _log.warning("%s is damaged; %s is used instead", path, name)
+                    return tree, metadata, name
+            except Damaged:
+                damaged.append(self._folder / name)
+            self._remove(number)
+        for path in damaged:
+            _log.warning("%s is damaged, and there is no whole one before it", path)
+        return None
+
+    def save(self, tree: Any, metadata: dict[str, Any]) -> None:
+        """Begin to write an item, once the one before it is written.
+
+        Nothing may change the arrays any more.
+
+        Raises:
+          UserError: the one before it could not be written.
+        """
+        self.wait()
+        number, self._next = self._next, self._next + 1
+        self._pending = self._writer.submit(self._write, number, tree, metadata)
+
+    def wait(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+          UserError: it could not be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Let go of the thread, once it is done.
+
+        For a caller that has met an error of its own: one of ours is only logged.
+        """
+        self._writer.shutdown()
+        try:
+            self.wait()
+        except UserError as error:
+            _log.warning("%s", error)
+
+    def _write(self, number: int, tree: Any, metadata: dict[str, Any]) -> None:
+        save(self._folder, _name(number), tree, metadata)
+        for old in sorted(self._numbers())[: -self._keep]:
+            self._remove(old)
+
+    def _numbers(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        return [int(p.name) for p in self._folder.iterdir() if p.name.isdecimal()]
+
+    def _remove(self, number: int) -> None:
+        path = self._folder / _name(number)
+        # First, so that what is left after a kill is no whole item.
+        (path / METADATA).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}"
 
 
 def differences(
@@ -122,8 +226,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _unusable(path: Path) -> UserError:
-    return UserError(
+def _unusable(path: Path) -> Damaged:
+    return Damaged(
         f"{path} is damaged or not what is expected; remove that folder to make it "
         "again"
     )
@@ -139,13 +243,14 @@ def _quiet_checkpointer() -> Iterator[ocp.Checkpointer]:
         barrier_sync_key_prefix=f"process{process}",
     )
     logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with ocp.Checkpointer(
-            ocp.PyTreeCheckpointHandler(multiprocessing_options=own),
-            multiprocessing_options=own,
-        ) as checkpointer:
-            yield checkpointer
-    finally:
-        logger.setLevel(level)
+    with _quiet:  # one thread at a time, or it would put back the level of another
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            with ocp.Checkpointer(
+                ocp.PyTreeCheckpointHandler(multiprocessing_options=own),
+                multiprocessing_options=own,
+            ) as checkpointer:
+                yield checkpointer
+        finally:
+            logger.setLevel(level)

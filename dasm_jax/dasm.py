@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,41 +22,11 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.pools import MakePool, Pool, make_pool_maker
 from dasm_jax.problem import Problem
+from dasm_jax.progress import Active, Progress, Seconds, SegmentResult, Snapshot
 from dasm_jax.schema import BatchMethodSettings, TrajectoryMatchingSettings
 from dasm_jax.segment import SegmentData, SegmentState, Variables
 from dasm_jax.supply import Supplier, make_supplier
 from dasm_jax.types import SyntheticSet
-
-
-class Progress(NamedTuple):
-    """One outer iteration, for whoever watches."""
-
-    plan: SegmentPlan
-    outer: int  # counted from 1
-    distances: np.ndarray  # f32[inner, C]
-    seconds: float
-
-
-class Seconds(NamedTuple):
-    """Where the time of a segment went."""
-
-    matching: float
-    scoring: float
-    compiling: float
-    experts: float
-
-
-class SegmentResult(NamedTuple):
-    """A finished segment."""
-
-    plan: SegmentPlan
-    pixels: np.ndarray  # f32[C, n, H, W, ch] in [0, 1]
-    learned: Any  # beside the pixels: the student's step size, or ()
-    pool: Pool
-    seconds: Seconds
-    # On the host: what the matcher looked at, as it stands after the last inner step.
-    # Parameters of a network, or a ``matching.Span`` of them.
-    seen: Any
 
 
 def _start_pixels(
@@ -118,11 +88,24 @@ class Programs(NamedTuple):
     start_outer: Callable[..., SegmentState]
 
 
+class Shared(NamedTuple):
+    """What all segments of a run have in common."""
+
+    problem: Problem
+    root: jax.Array
+    make_pool: MakePool
+    supplier: Supplier
+    on_outer: Callable[[Progress], None]
+    programs: dict[tuple[int, int], Programs]  # those of every shape seen so far
+
+
 def run_dasm(
     problem: Problem,
     plans: list[SegmentPlan] | None = None,
     *,
+    resume: Snapshot | None = None,
     experts_folder: Path | None = None,
+    on_network: Callable[[], None] = lambda: None,
     on_expert: Callable[[int, int], None] = lambda segment, done: None,
     on_outer: Callable[[Progress], None] = lambda progress: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
@@ -132,7 +115,10 @@ def run_dasm(
     Args:
       problem: dataset and settings.
       plans: what ``plan_segments`` says, where the caller has asked already.
+      resume: where a run of the same problem stood; what comes after is, bit for bit on
+        one machine, what that run would have made.
       experts_folder: where expert trajectories are kept; ``None``: in memory only.
+      on_network: called after every network that was trained to score.
       on_expert: called with segment and number of experts that are ready.
       on_outer: called after every outer iteration.
       on_segment: called when a segment is frozen.
@@ -141,50 +127,64 @@ def run_dasm(
       NonFiniteError: a distance or pixel is not finite; carries the last good set.
     """
     root = jax.random.key(problem.settings.seed)
-    make_pool = make_pool_maker(problem, root)
-    supplier = make_supplier(problem, root, experts_folder, on_expert)
-    programs: dict[tuple[int, int], Programs] = {}
-    results: list[SegmentResult] = []
-    for plan in plans or plan_segments(problem):
-        finished = [result.pixels for result in results]
-        pool = make_pool(plan.segment, 0, finished)
-        result = match_segment(
-            problem, root, plan, programs, make_pool, supplier, pool, finished, on_outer
-        )
+    results, active = resume or Snapshot([])
+    results = list(results)
+    pools = [each.pool for each in (*results, active) if each is not None]
+    shared = Shared(
+        problem,
+        root,
+        make_pool_maker(problem, root, on_network=on_network, earlier=pools),
+        make_supplier(problem, root, experts_folder, on_expert),
+        on_outer,
+        programs={},
+    )
+    for plan in (plans or plan_segments(problem))[len(results) :]:
+        result = match_segment(shared, plan, results, active)
+        active = None
         results.append(result)
         on_segment(result)
     return results
 
 
 def match_segment(
-    problem: Problem,
-    root: jax.Array,
+    shared: Shared,
     plan: SegmentPlan,
-    programs: dict[tuple[int, int], Programs],
-    make_pool: MakePool,
-    supplier: Supplier,
-    pool: Pool,
-    finished: list[np.ndarray],
-    on_outer: Callable[[Progress], None],
+    results: list[SegmentResult],
+    active: Active | None = None,
 ) -> SegmentResult:
     """Start one segment from its pool, match, clamp.
 
-    ``programs`` holds those of every shape seen so far, and gets this one's.
+    Args:
+      shared: by all segments; gets the programs of a shape that is new.
+      plan: of this segment.
+      results: the segments before it.
+      active: where it stood, if it was begun before.
 
     Raises:
       NonFiniteError: see ``run_dasm``.
     """
+    problem, root, make_pool, supplier, on_outer, programs = shared
     s = problem.settings
     place = partial(mesh.replicate, problem.loop.mesh)
     key = place(root)
+    finished = [result.pixels for result in results]
+    if active is None:
+        pool = make_pool(plan.segment, 0, finished)
+        active = Active(0, 0, pool, [], Seconds(0.0, pool.seconds, 0.0, 0.0))
+    first, pool_round, pool, leaves, seconds = active
     optimizers = make_optimizers(problem, plan)
     learner = problem.method.learner(plan.size, plan.inner, context_of(problem))
-    data = _segment_data(problem, plan, pool, 0, finished)
-    pixels = _start_pixels(problem, root, plan, pool)
+    data = _segment_data(problem, plan, pool, pool_round, finished)
     supply = supplier(plan, pool)
-    given = place(supply.given(0))
-    variables = Variables(pixels, problem.method.learned)
-    state = place(distill.start_segment(variables, given, data, learner, optimizers))
+    given = place(supply.given(first))
+    start = partial(
+        distill.start_segment, data=data, learner=learner, optimizers=optimizers
+    )
+    if leaves:
+        state = _put_back(problem, plan, leaves, partial(start, given=given))
+    else:
+        pixels = _start_pixels(problem, root, plan, pool)
+        state = place(start(Variables(pixels, problem.method.learned), given))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
     shape = (plan.size, plan.network_steps)
@@ -201,14 +201,18 @@ def match_segment(
             mesh.jit(loop.mesh, begin).lower(state, given).compile(),
         )
     update, start_outer = programs[shape]
-    seconds = Seconds(0.0, pool.seconds, time.perf_counter() - began, supply.seconds)
-    good = np.asarray(pixels)
-    for outer in range(plan.outer_iterations):
+    seconds = seconds._replace(
+        compiling=seconds.compiling + time.perf_counter() - began,
+        experts=seconds.experts + supply.seconds,
+    )
+    now = _as_shown(optimizers, state)
+    for outer in range(first, plan.outer_iterations):
         every = s.dasm.rescore_every
         if every and plan.segment > 1 and outer and outer % every == 0:
-            pool = make_pool(plan.segment, outer // every, [*finished, good])
+            pool_round = outer // every
+            pool = make_pool(plan.segment, pool_round, [*finished, now.clip(0.0, 1.0)])
             seconds = seconds._replace(scoring=seconds.scoring + pool.seconds)
-            data = _segment_data(problem, plan, pool, outer // every, finished)
+            data = _segment_data(problem, plan, pool, pool_round, finished)
             supply = supplier(plan, pool)
             anew = learner if _network_data(problem) == "pool" else None
             given = supply.given(outer)
@@ -222,19 +226,47 @@ def match_segment(
                 state, distances = update.run(key, state, data)
                 pending.append(distances)
         distances = np.concatenate([np.asarray(d) for d in pending])
-        now = np.asarray(
-            optimizers.image.interrupted(state.variables.pixels, state.image_opt)
-        )
+        good, now = now.clip(0.0, 1.0), _as_shown(optimizers, state)
         trouble = _trouble(problem, plan, outer, distances, now)
         if trouble:
             raise NonFiniteError(trouble, synthetic_set([*finished, good]))
-        good = now.clip(0.0, 1.0)
         spent = time.perf_counter() - began
         seconds = seconds._replace(matching=seconds.matching + spent)
-        on_outer(Progress(plan, outer + 1, distances, spent))
+        stands = (outer + 1, pool_round, pool, state, seconds)
+        snapshot = partial(_snapshot, list(results), stands)
+        on_outer(Progress(plan, outer + 1, distances, spent, snapshot))
     learned = jax.tree.map(float, state.variables.learned)
     seen = learner.view(key, state.learner, data, state.step - 1)
-    return SegmentResult(plan, good, learned, pool, seconds, jax.device_get(seen))
+    pixels = now.clip(0.0, 1.0)
+    pool = pool._replace(networks=[])  # of no use any more
+    return SegmentResult(plan, pixels, learned, pool, seconds, jax.device_get(seen))
+
+
+def _as_shown(optimizers: distill.Optimizers, state: SegmentState) -> np.ndarray:
+    """The pixels as they are between two outer iterations, not clipped yet."""
+    pixels = optimizers.image.interrupted(state.variables.pixels, state.image_opt)
+    return np.asarray(pixels)
+
+
+def _snapshot(finished: list[SegmentResult], stands: tuple) -> Snapshot:
+    outer, pool_round, pool, state, seconds = stands
+    # On CPU np.asarray is a view of memory that the next update is given.
+    leaves = [np.array(leaf) for leaf in jax.tree.leaves(state)]
+    return Snapshot(finished, Active(outer, pool_round, pool, leaves, seconds))
+
+
+def _put_back(
+    problem: Problem,
+    plan: SegmentPlan,
+    leaves: list[np.ndarray],
+    start: Callable[[Variables], SegmentState],
+) -> SegmentState:
+    """The state whose leaves these are; ``start`` tells only its structure."""
+    shape = (problem.dataset.n_classes, plan.size, *problem.dataset.image_shape)
+    pixels = jax.ShapeDtypeStruct(shape, np.float32)
+    like = jax.eval_shape(start, Variables(pixels, problem.method.learned))
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return mesh.replicate(problem.loop.mesh, state)
 
 
 def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:

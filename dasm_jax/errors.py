@@ -1,4 +1,4 @@
-"""The two ways a run ends early, told apart from bugs."""
+"""The ways a run ends early, told apart from bugs."""
 
 from typing import Any
 
@@ -21,3 +21,18 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, message: str, last_good: Any):
         super().__init__(message)
         self.last_good = last_good
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end, and all that it has done is kept.
+
+    ``signal`` is its number; the message is one line. ``main.py`` exits with code
+    128 + signal, as a shell says of a process that a signal ended.
+    """
+
+    def __init__(self, signal: int, message: str):
+        super().__init__(signal, message)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return self.args[1]

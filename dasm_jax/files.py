@@ -1,12 +1,20 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, files that grow by lines, and locks."""
 
+import fcntl
 import json
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dasm_jax.errors import UserError
+
+UNFINISHED = ".unfinished"
+
+_log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, write) -> None:
@@ -16,7 +24,9 @@ def write_atomically(path: Path, write) -> None:
       UserError: it cannot be written (permissions, a full disk).
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
@@ -29,6 +39,12 @@ def write_atomically(path: Path, write) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what ``write_atomically`` left under a folder when it was killed."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -62,3 +78,43 @@ def read_record(path: Path) -> dict[str, Any]:
     except UserError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def open_to_append(path: Path, size: int | None = None) -> TextIO:
+    """Open a file of lines, and cut it after the last whole one.
+
+    Args:
+      path: made where it does not exist.
+      size: bytes that count, all of them by default.
+
+    Raises:
+      OSError: it cannot be opened.
+    """
+    file = path.open("a", encoding="utf-8")
+    file.truncate(path.read_bytes()[:size].rfind(b"\n") + 1)
+    return file
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Lock a file, which the operating system undoes when the process ends.
+
+    Yields:
+      False where someone else has locked it.
+
+    Raises:
+      UserError: the file cannot be opened.
+    """
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system that has no locks
+            _log.warning("%s cannot be locked; start no second run beside it", path)
+        yield True

@@ -11,8 +11,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -117,6 +117,13 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def agree(number: int) -> int:
+    """The largest of the numbers of all processes, which wait for each other."""
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
 def check(settings: Settings) -> None:
     """Refuse what only a single process can do.
 
@@ -139,25 +146,27 @@ def check(settings: Settings) -> None:
 
 
 @contextmanager
-def folder(open_folder: Callable[[], Path]) -> Iterator[Path]:
+def folder(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
     """The folder of a run for this process.
 
-    The first one opens it; the others get a copy in a temporary folder, so that they
-    find what it finds, and what they write is removed in the end.
+    The first one enters ``open_folder``; the others get a copy in a temporary folder,
+    so that they find what it finds, and what they write is removed in the end.
 
     Raises:
       UserError: the first process could not open it.
     """
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
-        yield open_folder()
+        with open_folder as workdir:
+            yield workdir
     elif is_first():
-        try:
-            workdir = open_folder()
-        except UserError:
-            _send([])
-            raise
-        _send(_pack(workdir))
-        yield workdir
+        with ExitStack() as stack:
+            try:
+                workdir = stack.enter_context(open_folder)
+            except UserError:
+                _send([])
+                raise
+            _send(_pack(workdir))
+            yield workdir
     else:
         with tempfile.TemporaryDirectory() as copy:
             content = _receive()

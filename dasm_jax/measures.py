@@ -14,12 +14,12 @@ import numpy as np
 import optax
 
 from dasm_jax import coreset, scoring, trainers, training
-from dasm_jax.dasm import SegmentResult
 from dasm_jax.evaluate import Accuracy, full_set
 from dasm_jax.keys import Use, key_for
 from dasm_jax.matching import Span, mean_cross_entropy
 from dasm_jax.pools import share_held
 from dasm_jax.problem import Problem, decode_segments, decoded_count
+from dasm_jax.progress import SegmentResult
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schedule import DECILES, class_deciles, decile_means
 from dasm_jax.types import Array, ArrayDataset, Params
@@ -137,6 +137,18 @@ def make_reference(problem: Problem) -> Reference | None:
         difficulty,
         class_deciles(difficulty, problem.class_indices),
         class_deciles(test_difficulty, of_class),
+    )
+
+
+def reference_like(problem: Problem) -> Reference:
+    """Structure, shapes and dtypes of a ``Reference``."""
+    params = jax.eval_shape(problem.network.init, jax.random.key(0))
+    train, test = len(problem.dataset.train.labels), len(problem.dataset.test.labels)
+    return Reference(
+        [params] * problem.settings.measure.networks,
+        np.empty(train, np.float32),
+        np.empty(train, np.int64),
+        np.empty(test, np.int64),
     )
 
 

@@ -1,7 +1,7 @@
 """The pool of a segment: score the real images, then choose what to match against."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,15 +22,27 @@ class Pool(NamedTuple):
 
     members: list[np.ndarray]  # i64[P_c] per class, into the train split
     difficulty: Difficulty | None  # None where nothing was scored
-    networks: list[Params]  # trained on the finished segments, may be empty
+    networks: list[Params]  # on the finished segments; none where none are matched on
     seconds: float  # training the networks and scoring
 
 
 MakePool = Callable[[int, int, list[np.ndarray]], Pool]
 
 
-def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
+def make_pool_maker(
+    problem: Problem,
+    root: jax.Array,
+    *,
+    on_network: Callable[[], None] = lambda: None,
+    earlier: Sequence[Pool] = (),
+) -> MakePool:
     """Compile what scoring needs, once for all segments.
+
+    Args:
+      problem: the fixed pieces.
+      root: key of the synthesis.
+      on_network: called after every network that was trained.
+      earlier: pools of the segments that are finished, for a run that goes on.
 
     Returns:
       ``make_pool(segment, pool_round, finished) -> Pool`` where ``finished`` are the
@@ -57,7 +69,11 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
         ),
     )
     total = decoded_count(problem, schedule.segment_sizes(s.ipc, s.dasm.segments))
-    trained_on_real: list[list[Params]] = []
+    matched_on = s.matcher.active.needs_segment_networks
+    # In the eyes of networks trained on the real images, which no segment changes.
+    by_real: list[Difficulty] = []
+    if _judges(problem) == "real":
+        by_real += [pool.difficulty for pool in earlier if pool.difficulty is not None]
 
     def train_networks(data, table, segment, pool_round):
         keys = [
@@ -66,47 +82,59 @@ def make_pool_maker(problem: Problem, root: jax.Array) -> MakePool:
         ]
         snapshots = scoring.snapshots_for(s.dasm.score)
         mesh = problem.loop.mesh
-        return trainers.train_each(train, mesh, keys, data, table, snapshots)
+        return trainers.train_each(
+            train, mesh, keys, data, table, snapshots, on_network
+        )
+
+    def difficulty_by(judges, segment):
+        difficulty = score(judges, *problem.real)
+        if not np.isfinite(difficulty.scores).all():
+            raise UserError(
+                f"the networks that score for segment {segment} diverged; lower "
+                f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished "
+                "segments are kept"
+            )
+        return difficulty
 
     def make_pool(segment: int, pool_round: int, finished: list[np.ndarray]) -> Pool:
         began = time.perf_counter()
         scored_by = _scored_by(problem, segment)
-        if scored_by == "real" and not trained_on_real:
-            count = len(problem.dataset.train.labels)
-            table = sampling.prefix_table(count, count)
-            trained_on_real.extend(train_networks(problem.real, table, 0, 0))
         trajectories = []
-        wanted = scored_by == "segments" or s.matcher.active.needs_segment_networks
-        if finished and wanted:
+        if finished and (scored_by == "segments" or matched_on):
             data, table = decode_segments(problem, finished, total)
             trajectories = train_networks(data, table, segment, pool_round)
         difficulty = None
-        if scored_by is not None:
-            judges = trained_on_real if scored_by == "real" else trajectories
-            difficulty = score(judges, *problem.real)
-            if not np.isfinite(difficulty.scores).all():
-                raise UserError(
-                    f"the networks that score for segment {segment} diverged; lower "
-                    f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished "
-                    "segments are kept"
-                )
+        if scored_by == "segments":
+            difficulty = difficulty_by(trajectories, segment)
+        elif scored_by == "real":
+            if not by_real:
+                count = len(problem.dataset.train.labels)
+                table = sampling.prefix_table(count, count)
+                judges = train_networks(problem.real, table, 0, 0)
+                by_real.append(difficulty_by(judges, segment))
+            difficulty = by_real[0]
         key = key_for(root, Use.POOL, segment, pool_round)
         return Pool(
             members=_choose(problem, key, segment, difficulty),
             difficulty=difficulty,
-            networks=[trajectory[-1] for trajectory in trajectories],
+            networks=[each[-1] for each in trajectories] if matched_on else [],
             seconds=time.perf_counter() - began,
         )
 
     return make_pool
 
 
-def _scored_by(problem: Problem, segment: int) -> str | None:
-    """Which networks judge the real images before a segment, if any have to."""
+def _judges(problem: Problem) -> str | None:
+    """Which networks judge the real images, if any have to."""
     s = problem.settings.dasm
     if s.pool == "full" or (s.pool == "random" and s.schedule != "coverage"):
         return None
-    by = "real" if s.pool == "static_filter" else s.scored_by
+    return "real" if s.pool == "static_filter" else s.scored_by
+
+
+def _scored_by(problem: Problem, segment: int) -> str | None:
+    """Which networks judge them before this segment."""
+    s, by = problem.settings.dasm, _judges(problem)
     if segment > 1:
         return by
     # Nothing is learned before the first segment is finished.

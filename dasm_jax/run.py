@@ -1,6 +1,5 @@
 """From settings to an experiment."""
 
-from functools import partial
 from pathlib import Path
 
 from dasm_jax import hosts
@@ -39,7 +38,7 @@ def run(settings: Settings, workdir: str) -> str:
       NonFiniteError: the optimisation diverged; the last good set is in the workdir.
     """
     hosts.check(settings)
-    with hosts.folder(partial(open_workdir, workdir, settings)) as folder:
+    with hosts.folder(open_workdir(workdir, settings)) as folder:
         return _run_in(folder, settings, workdir)
 
 

@@ -305,6 +305,15 @@ class MeasureSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """How often a run is kept, and whether it is continued."""
+
+    resume: Annotated[str, one_of(("auto", "must", "never"))]
+    minutes: Rate
+    keep: Count
+
+
+@dataclasses.dataclass(frozen=True)
 class LogSettings:
     """What is written while a run goes on."""
 
@@ -330,6 +339,7 @@ class Settings:
     coreset: CoresetSettings
     curve: CurveSettings
     measure: MeasureSettings
+    checkpoint: CheckpointSettings
     log: LogSettings
 
     @property

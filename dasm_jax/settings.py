@@ -126,6 +126,11 @@ def _check_together(s: Settings) -> None:
         _check_evaluation(s)
     else:
         _check_matcher(s)
+    if s.checkpoint.resume == "must" and s.experiment != "distill":
+        raise UserError(
+            "config.checkpoint.resume='must' is for config.experiment='distill'; "
+            f"{s.experiment!r} makes what is missing with 'auto'"
+        )
     if s.ipc < s.dasm.segments and s.experiment != "recover" and not evaluating:
         raise UserError(
             f"config.ipc={s.ipc} is smaller than config.dasm.segments="

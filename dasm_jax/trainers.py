@@ -203,6 +203,7 @@ def train_each(
     data: ArrayDataset,
     table: IndexTable,
     snapshots: int = 1,
+    on_network: Callable[[], None] = lambda: None,
 ) -> list[list[Params]]:
     """Snapshots of every network, trained one by one, or one on each device at once.
 
@@ -213,6 +214,7 @@ def train_each(
       data: what they are trained on.
       table: which of it.
       snapshots: of each network.
+      on_network: called when one is trained, or all that are trained at once.
     """
     trajectories, at_once = [], meshes.count(mesh)
     for chunk in (keys[i : i + at_once] for i in range(0, len(keys), at_once)):
@@ -222,6 +224,7 @@ def train_each(
             seen = train(jnp.stack(chunk), data, table, snapshots)
             each = [unstack(params, len(chunk)) for params in seen]
             trajectories += [list(trajectory) for trajectory in zip(*each)]
+        on_network()
     return trajectories
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
-from dasm_jax.files import write_json
+from dasm_jax.files import locked, open_to_append, remove_unfinished, write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
@@ -28,11 +28,15 @@ REPORT = "report.html"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def open_workdir(path: str, settings: Settings) -> Path:
+@contextmanager
+def open_workdir(path: str, settings: Settings) -> Iterator[Path]:
     """Make the folder of a run, or return to it, before any work starts.
 
+    While it is open no other run, in this process or another, can open it.
+
     Raises:
-      UserError: it cannot be written, or belongs to a run with another config.
+      UserError: it cannot be written, is in use, or belongs to a run with another
+        config.
     """
     workdir = Path(os.path.expanduser(path)).absolute()
     try:
@@ -41,6 +45,18 @@ def open_workdir(path: str, settings: Settings) -> Path:
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to --workdir={path}: {error.strerror}") from None
+    with locked(workdir / ".lock") as ours:
+        if not ours:
+            raise UserError(
+                f"--workdir={path} is in use by another run; wait for it, or use "
+                "another folder"
+            )
+        _check_owner(workdir, path, settings)
+        remove_unfinished(workdir)
+        yield workdir
+
+
+def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
     config_file = workdir / "config.json"
     if config_file.exists():
         try:
@@ -52,13 +68,12 @@ def open_workdir(path: str, settings: Settings) -> Path:
                 f"--workdir={path} holds a config.json that cannot be read; use "
                 "another folder or remove it"
             )
-        names = differences(_identity(_as_json(settings)), _identity(earlier))
+        names = differences(identity(settings), _identity(earlier))
         if names:
             raise UserError(
                 f"--workdir={path} belongs to a run with another config; it differs "
                 f"in {', '.join(names)}; use another folder"
             )
-    return workdir
 
 
 # Groups that only some experiments read, and fields of config.evaluate that only the
@@ -83,6 +98,11 @@ _ONLY_EVALUATE = (
 )
 
 
+def identity(settings: Settings) -> dict[str, Any]:
+    """The part of the settings that a run depends on, as plain JSON."""
+    return _identity(_as_json(settings))
+
+
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on: a table may grow, and matchers that are not run change.
 
@@ -94,7 +114,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     kept = {
         name: value
         for name, value in config.items()
-        if name not in ("compare", "curve", "log", "devices")
+        if name not in ("compare", "curve", "log", "devices", "checkpoint")
         and experiment in _READERS.get(name, (experiment,))
     }
     if isinstance(of_evaluation := kept.get("evaluate"), dict):
@@ -121,25 +141,49 @@ def _as_json(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(to_dict(settings)))
 
 
-class RunLog:
-    """``metrics.jsonl``, ``log.txt`` and a progress bar, in step with each other."""
+class LogPosition(NamedTuple):
+    """A moment in the logs of a run, from which they can be continued."""
 
-    def __init__(self, workdir: Path, total: int, *, append: bool = False):
-        mode = "a" if append else "w"
+    done: int = 0  # units of work
+    seconds: float = 0.0
+    metrics_bytes: int | None = None  # of ``metrics.jsonl``; None: all there are
+
+
+class RunLog:
+    """``metrics.jsonl``, ``log.txt`` and a progress bar, in step with each other.
+
+    Begun anew, or continued ``after`` a moment: metrics of later ones are dropped, and
+    so is what was left of a last line; ``log.txt`` tells all that happened.
+    """
+
+    def __init__(self, workdir: Path, total: int, *, after: LogPosition | None = None):
         try:
-            self._metrics = (workdir / "metrics.jsonl").open(mode, encoding="utf-8")
-            self._text = (workdir / "log.txt").open(mode, encoding="utf-8")
+            if after is None:
+                for name in ("metrics.jsonl", "log.txt"):
+                    (workdir / name).unlink(missing_ok=True)
+            size = after and after.metrics_bytes
+            self._metrics = open_to_append(workdir / "metrics.jsonl", size)
+            self._text = open_to_append(workdir / "log.txt")
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
-        self._began = time.perf_counter()
-        self._done, self._total = 0, total
+        after = after or LogPosition()
+        self._began = time.perf_counter() - after.seconds
+        self._done, self._total = after.done, total
         self._bar = tqdm(
             total=total,
+            initial=after.done,
             unit="it",
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
             file=sys.stderr,
         )
+
+    @property
+    def position(self) -> LogPosition:
+        """Now."""
+        seconds = time.perf_counter() - self._began
+        size = os.fstat(self._metrics.fileno()).st_size
+        return LogPosition(self._done, seconds, size)
 
     def metrics(self, kind: str, **values: Any) -> None:
         """Append one JSON line.

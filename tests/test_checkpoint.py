@@ -197,3 +197,79 @@ def test_differences_are_dotted_names():
     theirs = {"a": 2, "b": {"c": [1], "d": {"e": 3}}, "f": 1, "h": 0}
     assert checkpoint.differences(ours, theirs) == ["a", "b.d.e", "f", "h"]
     assert checkpoint.differences(ours, ours) == []
+
+
+# --- the newest of several ------------------------------------------------------------
+
+
+def numbered(folder, *values, keep=2):
+    """Items that hold one number each."""
+    items = checkpoint.Checkpoints(folder, keep)
+    for value in values:
+        items.save([np.float32(value)], {"value": value})
+    items.wait()
+    items.close()
+    return sorted(path.name for path in folder.iterdir())
+
+
+def newest(folder):
+    items = checkpoint.Checkpoints(folder, 2)
+    found = items.newest(lambda metadata: [np.float32(0)])
+    items.close()
+    if found is None:
+        return None
+    (value,), metadata, name = found
+    assert value == metadata["value"]
+    return name, metadata["value"]
+
+
+def test_the_newest_items_are_kept(tmp_path):
+    assert newest(tmp_path / "nothing") is None
+    assert numbered(tmp_path, 5, 6, 7) == ["000002", "000003"]
+    assert newest(tmp_path) == ("000003", 7)
+    assert numbered(tmp_path, 8, keep=1) == ["000004"]
+
+
+def test_half_an_item_is_ignored_and_removed(tmp_path, caplog):
+    numbered(tmp_path, 5, 6)
+    (tmp_path / "000002" / "metadata.json").unlink()
+    (tmp_path / "000003" / "tree.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / "evaluation_000").mkdir()  # of others
+    assert newest(tmp_path) == ("000001", 5)
+    assert caplog.text == ""
+    assert numbered(tmp_path, 7) == ["000001", "000002", "evaluation_000"]
+
+
+def test_damaged_items_give_way_to_older_ones(tmp_path, caplog):
+    numbered(tmp_path, 5, 6, 7, keep=3)
+    empty_metadata(tmp_path / "000003")
+    lose_a_file(tmp_path / "000002")
+    assert newest(tmp_path) == ("000001", 5)
+    assert len(caplog.records) == 2
+    assert "000003 is damaged; 000001 is used instead" in caplog.text
+    lose_a_file(tmp_path / "000001")
+    assert newest(tmp_path) is None
+    assert "000001 is damaged, and there is no whole one before it" in caplog.text
+
+
+def test_an_item_that_is_refused_is_left_alone(tmp_path):
+    numbered(tmp_path, 5)
+
+    def refuse(metadata):
+        raise UserError(f"not {metadata['value']}")
+
+    with pytest.raises(UserError, match="not 5"):
+        checkpoint.Checkpoints(tmp_path, 2).newest(refuse)
+    assert newest(tmp_path) == ("000001", 5)
+
+
+def test_what_the_background_could_not_write_is_said(tmp_path, monkeypatch, caplog):
+    usage = namedtuple("usage", "free")(0)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    items = checkpoint.Checkpoints(tmp_path, 2)
+    items.save([np.float32(1)], {})
+    with pytest.raises(UserError, match="No space left"):
+        items.save([np.float32(2)], {})
+    items.save([np.float32(3)], {})
+    items.close()  # another error is on its way
+    assert "No space left" in caplog.text

@@ -229,8 +229,8 @@ def test_rescoring_follows_the_active_segment():
     )
     original = dasm.make_pool_maker
 
-    def watched(problem, root):
-        make_pool = original(problem, root)
+    def watched(*arguments, **options):
+        make_pool = original(*arguments, **options)
 
         def wrapped(segment, pool_round, finished):
             rounds.append((segment, pool_round, len(finished)))

@@ -286,7 +286,10 @@ def test_a_run_may_be_shown_where_there_are_other_devices(tmp_path):
         from_config(small_config(devices=n, seed=seed))
         for n, seed in [(1, 0), (4, 0), (4, 1)]
     )
-    claim_workdir(open_workdir(str(tmp_path), one), one)
-    open_workdir(str(tmp_path), other)
-    with pytest.raises(UserError, match="differs in seed"):
-        open_workdir(str(tmp_path), another)
+    with open_workdir(str(tmp_path), one) as folder:
+        claim_workdir(folder, one)
+    with open_workdir(str(tmp_path), other):
+        pass
+    opened = open_workdir(str(tmp_path), another)
+    with pytest.raises(UserError, match="differs in seed"), opened:
+        pass

@@ -332,10 +332,16 @@ def test_networks_of_feature_matching_may_come_from_the_segments():
     problem = small_problem(
         matcher__name="dm", matcher__dm__trajectory__start="segments"
     )
-    seen = []
-    first, second = run_dasm(problem, on_outer=lambda p: seen.append(p.distances))
-    assert first.pool.networks == []  # none yet: drawn at random
-    assert len(second.pool.networks) == 2
+    networks = {}
+
+    def watch(progress):
+        networks[progress.plan.segment] = progress.snapshot().active.pool.networks
+
+    results = run_dasm(problem, on_outer=watch)
+    assert networks[1] == []  # none yet: drawn at random
+    assert len(networks[2]) == 2
+    # Once a segment is frozen nothing needs them.
+    assert [result.pool.networks for result in results] == [[], []]
     # One network for all steps of an outer iteration; with every real image and nothing
     # drawn, its distance falls.
 

@@ -16,7 +16,14 @@ from dasm_jax.problem import Problem, make_problem
 from dasm_jax.schema import BatchMethodSettings, Settings
 from dasm_jax.settings import check_against_data
 from dasm_jax.types import Dataset
-from dasm_jax.workdir import REPORT, PhaseClock, RunLog, claim_workdir, manifest
+from dasm_jax.workdir import (
+    REPORT,
+    LogPosition,
+    PhaseClock,
+    RunLog,
+    claim_workdir,
+    manifest,
+)
 
 FINISHED = "this run was finished before; remove its folder to run it again"
 
@@ -98,16 +105,21 @@ def finished_summary(workdir: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def recorded(
-    problem: Problem, workdir: Path, clock: PhaseClock, units: int
+    problem: Problem,
+    workdir: Path,
+    clock: PhaseClock,
+    units: int,
+    after: LogPosition | None = None,
 ) -> Iterator[RunLog]:
     """Claim the folder and log ``units`` of work; in the end, whatever it is, say where
-    the numbers come from.
+    the numbers come from. ``after`` is where the logs of an earlier process are
+    continued.
 
     Raises:
       UserError: the folder cannot be written.
     """
     claim_workdir(workdir, problem.settings)
-    log = RunLog(workdir, units)
+    log = RunLog(workdir, units, after=after)
     try:
         yield log
     finally:

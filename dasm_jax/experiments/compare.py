@@ -161,8 +161,8 @@ def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any]
         # Without it nobody would read the result, and another run may be on its way.
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        with memory_explained(settings):
-            runs[experiment](settings, open_workdir(folder, settings))
+        with memory_explained(settings), open_workdir(folder, settings) as workdir:
+            runs[experiment](settings, workdir)
     except (UserError, NonFiniteError) as error:
         return {"failure": str(error)}
     return None

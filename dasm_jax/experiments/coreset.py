@@ -17,6 +17,7 @@ from dasm_jax.experiments.common import (
     recorded,
     written,
 )
+from dasm_jax.experiments.keeper import discard
 from dasm_jax.files import write_json
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.schema import Settings
@@ -72,6 +73,8 @@ def run(settings: Settings, workdir: Path) -> str:
         "failures": failures,
     }
     write_json(workdir / "summary.json", summary)
+    for method in c.methods:
+        discard(workdir / "runs" / method)
     return f"{_report(summary)}\n\n{_paths(workdir)}"
 
 
@@ -86,7 +89,9 @@ def _make(
     if method not in sets.DISTILLED:
         return select(method, s.ipc)
     own = sets.settings_for(s, method, s.ipc, s.seed)
-    parts, records = sets.distil(own, problem.dataset, workdir / "experts", log.line)
+    parts, records = sets.distil(
+        own, problem.dataset, workdir / "runs" / method, log.line
+    )
     for record in records:
         log.metrics("measures", set=sets.LABELS[method], **record)
     return parts

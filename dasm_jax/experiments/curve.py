@@ -25,12 +25,20 @@ from dasm_jax.experiments.curve_table import (
     render_text,
 )
 from dasm_jax.experiments.document import check_document, renew_section
+from dasm_jax.experiments.keeper import discard
 from dasm_jax.files import read_json, read_record, write_atomically, write_json
 from dasm_jax.problem import Problem, decoded_count, make_problem
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
 from dasm_jax.types import ArrayDataset, Dataset
-from dasm_jax.workdir import PhaseClock, RunLog, claim_workdir, manifest, provenance
+from dasm_jax.workdir import (
+    LogPosition,
+    PhaseClock,
+    RunLog,
+    claim_workdir,
+    manifest,
+    provenance,
+)
 
 # What the files of a set and of an accuracy must hold.
 COST = ("matching_flops", "seconds_making")
@@ -85,7 +93,7 @@ def run(settings: Settings, workdir: Path) -> str:
         (workdir / name).mkdir(exist_ok=True)
     claim_workdir(workdir, settings)
     cells = cells_of(settings)
-    log = RunLog(workdir, len(cells), append=True)
+    log = RunLog(workdir, len(cells), after=LogPosition())
     results: dict[Cell, dict[str, Any]] = {}
     try:
         for seed in c.seeds:
@@ -243,15 +251,15 @@ class _Bench:
         s = self._settings
         runs = sets.runs_for(cell.method, s.curve.ipcs, s.dasm.segments)
         made = next(run for run in runs if cell.ipc in run.prefixes)
+        name = cell._replace(ipc=made.ipc).name
+        folder = self._workdir / "runs" / name
         with self._clock.phase("make"):
             if cell.method in sets.DISTILLED:
                 settings = sets.settings_for(s, cell.method, made.ipc, self._seed)
-                experts = self._workdir / "experts" / cell._replace(ipc=made.ipc).name
                 parts, records = sets.distil(
-                    settings, self._dataset, experts, self._log.line
+                    settings, self._dataset, folder, self._log.line
                 )
                 for record in records:
-                    name = cell._replace(ipc=made.ipc).name
                     self._log.metrics("measures", cell=name, **record)
             else:
                 parts = self._select(cell.method, made.ipc)
@@ -266,6 +274,7 @@ class _Bench:
                 "data_hash": self._dataset.content_hash,
             }
             write_json(facts, spent)
+        discard(folder)
 
 
 def _room(problem: Problem, settings: Settings) -> int:

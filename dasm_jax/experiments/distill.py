@@ -1,5 +1,7 @@
 """Distil a dataset, evaluate every prefix, compare with Random and Full."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +9,8 @@ import numpy as np
 
 from dasm_jax import evaluate, export, figures, measures
 from dasm_jax.budget import SegmentPlan
-from dasm_jax.dasm import (
-    Progress,
-    Seconds,
-    SegmentResult,
-    run_dasm,
-    synthetic_set,
-)
-from dasm_jax.errors import NonFiniteError
-from dasm_jax.evaluate import Accuracy
+from dasm_jax.dasm import synthetic_set
+from dasm_jax.errors import Interrupted, NonFiniteError
 from dasm_jax.experiments.common import (
     FINISHED,
     Table,
@@ -25,11 +20,13 @@ from dasm_jax.experiments.common import (
     render_table,
     written,
 )
+from dasm_jax.experiments.keeper import Keeper, discard
 from dasm_jax.files import write_json
 from dasm_jax.measures import Reference
 from dasm_jax.plan import plan_segments
 from dasm_jax.pools import decile_shares
 from dasm_jax.problem import Problem, decode_segments, decoded_count
+from dasm_jax.progress import Progress, Seconds, SegmentResult
 from dasm_jax.schema import Settings
 from dasm_jax.types import SyntheticSet
 from dasm_jax.workdir import PhaseClock, RunLog
@@ -38,25 +35,31 @@ from dasm_jax.workdir import PhaseClock, RunLog
 def run(settings: Settings, workdir: Path) -> str:
     """Run the experiment; returns the table and the paths for the terminal.
 
-    A workdir that holds a finished run of these settings is left as it is.
+    A workdir that holds a finished run of these settings is left as it is, and one that
+    holds a part of it is continued.
     """
     summary = finished_summary(workdir)
     if summary is not None:
+        discard(workdir)
         return f"{_report(summary)}\n\n{FINISHED}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)
     with clock.phase("plan"):
         plans = plan_segments(problem)
-    with recorded(problem, workdir, clock, _units(settings, plans)) as log:
+    keeper, units = Keeper(problem, plans, workdir), _units(settings, plans)
+    with keeper, recorded(problem, workdir, clock, units, keeper.after) as log:
+        if keeper.after is not None:
+            log.line(f"goes on from {keeper.where}")
         with clock.phase("distill"):
-            results = _distill(problem, plans, workdir, log)
+            results = _distill(problem, keeper, workdir, log)
         with clock.phase("measure"):
-            reference, measured = _measure(problem, results, log)
+            reference, measured = _measure(problem, keeper, results, log)
         with clock.phase("evaluate"):
-            rows = _evaluate(problem, results, reference, log)
+            rows = _evaluate(problem, keeper, results, reference, log)
     summary = _summary(problem, results, rows, measured, clock)
     write_json(workdir / "summary.json", summary)
+    discard(workdir)
     return f"{_report(summary)}\n\n{_paths(workdir)}"
 
 
@@ -69,10 +72,10 @@ def _units(settings: Settings, plans: list[SegmentPlan]) -> int:
 
 
 def _distill(
-    problem: Problem, plans: list[SegmentPlan], workdir: Path, log: RunLog
+    problem: Problem, keeper: Keeper, workdir: Path, log: RunLog
 ) -> list[SegmentResult]:
     every = problem.settings.log.every
-    finished: list[np.ndarray] = []
+    finished = [result.pixels for result in keeper.snapshot.finished]
 
     def on_outer(progress: Progress) -> None:
         plan, distances = progress.plan, progress.distances
@@ -106,10 +109,9 @@ def _distill(
         )
 
     try:
-        return run_dasm(
-            problem,
-            plans,
+        return keeper.distil(
             experts_folder=workdir / "experts",
+            position=lambda: log.position,
             on_expert=lambda segment, done: log.line(
                 f"segment {segment}: {done} experts ready"
             ),
@@ -118,6 +120,9 @@ def _distill(
         )
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)
+        log.line(str(error))
+        raise
+    except Interrupted as error:
         log.line(str(error))
         raise
 
@@ -176,10 +181,14 @@ def _seconds(results: list[SegmentResult]) -> dict[str, float]:
 
 
 def _measure(
-    problem: Problem, results: list[SegmentResult], log: RunLog
+    problem: Problem, keeper: Keeper, results: list[SegmentResult], log: RunLog
 ) -> tuple[Reference | None, list[dict[str, Any]]]:
     """What the run says of itself; nothing where that was not asked for."""
-    reference = measures.reference_for(problem, log.line)
+    reference = keeper.once(
+        "reference",
+        measures.reference_like(problem),
+        lambda: measures.reference_for(problem, log.line),
+    )
     if reference is None:
         return None, []
     records = list(measures.measure_segments(problem, reference, results))
@@ -190,6 +199,7 @@ def _measure(
 
 def _evaluate(
     problem: Problem,
+    keeper: Keeper,
     results: list[SegmentResult],
     reference: Reference | None,
     log: RunLog,
@@ -197,7 +207,10 @@ def _evaluate(
     s = problem.settings
     table = Table(problem, log)
 
-    def add(name: str, ipc: int, accuracy: Accuracy, **more: Any) -> None:
+    def add(name: str, ipc: int, make: Callable[[], Any], **more: Any) -> None:
+        """Evaluate the set that ``make`` gives, unless that was done before."""
+        cell = f"evaluation_{len(table.rows):03d}"
+        accuracy = keeper.accuracy(cell, lambda: evaluator(*make()))
         if reference is not None:
             shares = measures.accuracy_by_decile(reference, accuracy)
             more["accuracy_by_decile"] = shares
@@ -211,14 +224,12 @@ def _evaluate(
     for k in range(1 if s.evaluate.prefixes else count, count + 1):
         ipc = sum(sizes[:k])
         segments = [result.pixels for result in results[:k]]
-        distilled = evaluator(*decode_segments(problem, segments, total))
-        add(method_label(s), ipc, distilled)
+        add(method_label(s), ipc, partial(decode_segments, problem, segments, total))
         if s.evaluate.baselines:
-            random = evaluate.random_set(problem, ipc, total)
-            add("Random", ipc, evaluator(*random))
+            add("Random", ipc, partial(evaluate.random_set, problem, ipc, total))
     if s.evaluate.baselines:
         count = len(problem.dataset.train.labels)
-        full = evaluator(*evaluate.full_set(problem))
+        full = partial(evaluate.full_set, problem)
         add("Full", count // problem.dataset.n_classes, full, stored=count)
     return table.rows
 

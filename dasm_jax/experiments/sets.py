@@ -9,9 +9,11 @@ import jax
 import numpy as np
 
 from dasm_jax import coreset, export, measures
-from dasm_jax.dasm import run_dasm, synthetic_set
+from dasm_jax.dasm import synthetic_set
 from dasm_jax.data.cache import DAMAGE
+from dasm_jax.experiments.keeper import Keeper
 from dasm_jax.parameterization import Parameterization, make_parameterization
+from dasm_jax.plan import plan_segments
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
@@ -97,14 +99,18 @@ def distil(
     Args:
       settings: of the run.
       dataset: the real images.
-      folder: for experts, where the matcher needs some.
+      folder: for checkpoints, to be discarded once the set is kept, and for experts
+        where the matcher needs some.
       say: told of what else there is to know.
 
     Raises:
+      Interrupted: by a signal.
       NonFiniteError: it diverged.
+      UserError: checkpoints are of something else, or cannot be written.
     """
     problem = make_problem(settings, dataset)
-    results = run_dasm(problem, experts_folder=folder)
+    with Keeper(problem, plan_segments(problem), folder) as keeper:
+        results = keeper.distil(experts_folder=folder)
     parts = [
         Part(
             result.pixels,
