@@ -32,8 +32,9 @@ def main(argv: list[str]) -> None:
     # After the flags, for they take seconds.
     from dasm_jax import hosts, mesh, run, settings
 
-    mesh.take_cores_for_devices()
     f = flags.FLAGS
+    if not f.distributed and not f.processes:
+        mesh.take_cores_for_devices()
     hosts.start(f.coordinator, f.processes, f.process, f.distributed)
     try:
         text = run.run(settings.from_config(f.config), f.workdir)

@@ -64,7 +64,7 @@ def prepare(problem: Problem) -> Prepared:
     )
     root = jax.random.key(problem.settings.seed)
     count = len(problem.dataset.train.labels)
-    place = partial(mesh.replicate, problem.loop.mesh)
+    place = partial(mesh.place, problem.loop.mesh)
     data = place(
         SegmentData(
             real=problem.real,

@@ -67,7 +67,7 @@ def _segment_data(
         for pixels in finished:
             frozen[:, count : count + pixels.shape[1]] = pixels
             count += pixels.shape[1]
-    return mesh.replicate(
+    return mesh.place(
         problem.loop.mesh,
         SegmentData(
             real=problem.real,
@@ -165,7 +165,7 @@ def match_segment(
     """
     problem, root, make_pool, supplier, on_outer, programs = shared
     s = problem.settings
-    place = partial(mesh.replicate, problem.loop.mesh)
+    place = partial(mesh.place, problem.loop.mesh)
     key = place(root)
     finished = [result.pixels for result in results]
     if active is None:
@@ -266,7 +266,7 @@ def _put_back(
     pixels = jax.ShapeDtypeStruct(shape, np.float32)
     like = jax.eval_shape(start, Variables(pixels, problem.method.learned))
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return mesh.replicate(problem.loop.mesh, state)
+    return mesh.place(problem.loop.mesh, state)
 
 
 def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:

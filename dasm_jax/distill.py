@@ -132,7 +132,7 @@ def compile_update(
     program of its own, and so is the gradient of one part, which is called for each; on
     a mesh, of as many parts as it has devices.
 
-    On a mesh, whatever goes in and comes out is replicated.
+    On a mesh, whatever goes in and comes out is where ``mesh.place`` puts it.
 
     Args:
       step: the pieces of an inner step.
@@ -165,9 +165,10 @@ def _program_of_each_piece(
     step: StepFunctions, network_steps: int, loop: Loop, example: tuple
 ) -> Update:
     _, state, data = example
+    on_a_device = loop._replace(mesh=None)
 
     def gradients(parts, *given):
-        return step.objective.some(loop, parts, *given)
+        return step.objective.some(on_a_device, parts, *given)
 
     def move(state, results):
         distances, grads = step.objective.join(results, state.variables)
@@ -178,27 +179,33 @@ def _program_of_each_piece(
         return program.lower(*shapes).compile()
 
     count = step.objective.parts(len(state.variables.pixels))
-    parts = mesh.pad(loop.mesh, np.arange(count, dtype=np.int32))
-    groups = [
-        mesh.replicate(loop.mesh, group)
-        for group in parts.reshape(-1, mesh.count(loop.mesh))
-    ]
+    # A single part is best off with all cores of a CPU.
+    around = loop.mesh if count > 1 or mesh.talks(loop.mesh) else None
+    parts = mesh.pad(around, np.arange(count, dtype=np.int32))
+    groups = list(parts.reshape(-1, mesh.count(around)))
     like, seen = jax.eval_shape(step.look, *example)
-    of_a_group = (groups[0], *_of_all_parts(seen, state, data))
-    result = jax.eval_shape(gradients, *of_a_group)
+    given = jax.eval_shape(_of_all_parts, seen, state, data)
+    of_a_group = (groups[0], *given)
+    shared = mesh.jit_rows(around, gradients, len(given))
+    result = jax.tree.map(  # collected, not where the program leaves it
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        jax.eval_shape(shared, *of_a_group),
+    )
     programs = {
         "look": compiled(step.look, *example, donate=1),
-        "gradients": compiled(gradients, *of_a_group),
+        "gradients": shared.lower(*of_a_group).compile(),
         "move": compiled(move, like, [result] * len(groups), donate=0),
     }
+    where = programs["gradients"].input_shardings[0][0]
+    groups = [jax.device_put(group, where) for group in groups]
     if network_steps:
         programs["train"] = compiled(step.train, *example, donate=1)
 
     def run(key, state, data):
         state, seen = programs["look"](key, state, data)
-        given = _of_all_parts(seen, state, data)
+        given = mesh.spread(around, _of_all_parts(seen, state, data))
         results = [programs["gradients"](group, *given) for group in groups]
-        state, distances = programs["move"](state, results)
+        state, distances = programs["move"](state, mesh.collect(around, results))
         for _ in range(network_steps):
             state = programs["train"](key, state, data)
         return state, distances

@@ -96,7 +96,7 @@ def make_evaluator(
     )
     mesh = problem.loop.mesh
     predict = trainers.make_predictor(network.apply, problem.statistics, mesh)
-    test = meshes.replicate(mesh, problem.dataset.test)
+    test = meshes.place(mesh, problem.dataset.test)
     at_once = networks_at_once(s, jax.default_backend(), meshes.count(mesh))
 
     def train_chunk(

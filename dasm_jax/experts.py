@@ -93,7 +93,8 @@ def make_expert_trainer(
         begin, advance = compile_for(batch, several)
         keys = [key_for(root, Use.EXPERT, segment, expert) for expert in experts]
         key = meshes.pad(mesh, jnp.stack(keys)) if several else keys[0]
-        data, table = meshes.replicate(mesh, (data, table))
+        put = meshes.spread if several else meshes.place
+        data, table = put(mesh, (data, table))
         state = trainers.share_out(mesh, begin(key, table), several=several)
         seen = partial(trainers.gather, mesh, count=len(keys) if several else None)
         buffer = _make_buffer(network, len(experts), plan.epochs)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 from jaxtyping import Key
 
 from dasm_jax import sampling, training
 from dasm_jax.keys import Use, key_for
 from dasm_jax.matching import Span
+from dasm_jax.mesh import Mesh
 from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable
 from dasm_jax.segment import ClassImages, SegmentData, every_image

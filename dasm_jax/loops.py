@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from dasm_jax.mesh import split_rows
+from dasm_jax.mesh import Mesh, split_rows
 
 
 class Loop(NamedTuple):
@@ -38,8 +37,6 @@ class Loop(NamedTuple):
             rows = [structure.unflatten(row) for row in zip(*leaves)]
             return _stack([body(x, *shared) for x in rows])
 
-        if self.mesh is None:
-            return each(xs, *shared)
         return split_rows(self.mesh, each, xs, *shared)
 
     def repeat(

@@ -9,7 +9,7 @@ import numpy as np
 from dasm_jax import nets, sampling
 from dasm_jax.errors import UserError
 from dasm_jax.loops import Loop, loop_for
-from dasm_jax.mesh import make_mesh, replicate
+from dasm_jax.mesh import make_mesh, place
 from dasm_jax.methods import Method, Surroundings, make_method
 from dasm_jax.nets import Network
 from dasm_jax.parameterization import Parameterization, make_parameterization
@@ -71,7 +71,7 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
     return Problem(
         settings=settings,
         dataset=dataset,
-        real=replicate(
+        real=place(
             mesh,
             ArrayDataset(dataset.train.images, dataset.train.labels.astype(np.int32)),
         ),

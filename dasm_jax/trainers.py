@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from dasm_jax import mesh as meshes
 from dasm_jax import sampling
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
+from dasm_jax.mesh import Mesh
 from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable, SamplerState
 from dasm_jax.training import (
@@ -78,47 +78,42 @@ def make_advance(
     def advance(key, state, data, table, steps):
         return loop.repeat(lambda s: step(key, s, data, table), state, steps)[0]
 
+    if mesh is None or not several:
+        return meshes.jit(mesh, advance, static_argnums=4, donate_argnums=1)
+
     def advance_shares(key, state, data, table, steps):
         return jax.shard_map(
             partial(advance, steps=steps),
-            mesh=mesh,
+            mesh=mesh.devices,
             in_specs=(meshes.SPLIT, SHARES, meshes.WHOLE, meshes.WHOLE),
             out_specs=SHARES,
             check_vma=False,
         )(key, state, data, table)
 
-    if mesh is None:
-        return jax.jit(advance, static_argnums=4, donate_argnums=1)
     return jax.jit(
-        advance_shares if several else advance,
-        static_argnums=4,
-        donate_argnums=1,
-        out_shardings=_shardings(mesh, several),
+        advance_shares, static_argnums=4, donate_argnums=1, out_shardings=_shares(mesh)
     )
 
 
 def share_out(mesh: Mesh | None, state: TrainState, *, several: bool) -> TrainState:
     """Put a state where ``make_advance`` wants it."""
-    if mesh is None:
-        return state
-    return jax.device_put(state, _shardings(mesh, several))
+    if several and mesh is not None:
+        return jax.device_put(state, _shares(mesh))
+    return meshes.place(mesh, state)
 
 
 def gather(mesh: Mesh | None, params: Params, count: int | None) -> Params:
-    """Parameters on every device, of the first ``count`` networks; None: there is one.
+    """Parameters in one place, of the first ``count`` networks; None: there is one.
 
     Those after them are what ``mesh.pad`` filled up with.
     """
-    if mesh is None:
+    if count is None or mesh is None:
         return params
-    if count is not None:
-        params = jax.tree.map(lambda leaf: leaf[:count], params)
-    return meshes.replicate(mesh, params)
+    params = meshes.collect(mesh, params)
+    return jax.tree.map(lambda leaf: leaf[:count], params)
 
 
-def _shardings(mesh: Mesh, several: bool) -> Any:
-    if not several:
-        return meshes.sharding(mesh)
+def _shares(mesh: Mesh) -> Any:
     return jax.tree.map(partial(meshes.sharding, mesh), SHARES)
 
 
@@ -174,11 +169,12 @@ def make_trainer(
         snapshots: int = 1,
         see: Callable[[Params], Any] = _copy,
     ) -> list[Any]:
-        data, table = meshes.replicate(loop.mesh, (data, table))
         count = len(key) if key.ndim else None
         if count is None:
+            data, table = meshes.place(loop.mesh, (data, table))
             advance, state = alone, start(key, table)
         else:
+            data, table = meshes.spread(loop.mesh, (data, table))
             key = meshes.pad(loop.mesh, key)
             advance = together
             state = _stack_states([start(one, table) for one in key])

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, UInt8
 
 from dasm_jax import augment, sampling, whitening
 from dasm_jax import mesh as meshes
 from dasm_jax.keys import Use, key_for
+from dasm_jax.mesh import Mesh
 from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable, SamplerState
 from dasm_jax.types import ArrayDataset, Normalization, Params

@@ -1,6 +1,7 @@
 """Several devices: the same set on any number of them, and work that is shared out."""
 
 from functools import cache, partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks import ours
 from dasm_jax import dasm, distill, evaluate, mesh, sampling, trainers
+from dasm_jax import problem as problem_module
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import networks_at_once
 from dasm_jax.loops import Loop
@@ -26,15 +28,24 @@ ROUNDING = 5e-6
 
 
 @cache
-def problem_on(devices, n_classes=3, rolled=False, **changes):
-    """Three classes divide by none of 2, 4 and 8 devices."""
+def problem_on(devices, n_classes=3, rolled=False, talks=False, **changes):
+    """Three classes divide by none of 2, 4 and 8 devices.
+
+    ``rolled`` loops, and devices that compute jointly, are those of an accelerator.
+    """
     changes = {"matcher__idc__loop__niter": 2, "network__depth": 1} | changes
     settings = from_config(small_config(devices=devices, **changes))
-    problem = make_problem(settings, small_dataset(n_classes))
+    with mock.patch.object(problem_module, "make_mesh", partial(mesh_of, talks)):
+        problem = make_problem(settings, small_dataset(n_classes))
     if rolled:
         loop = problem.loop._replace(rolled=True, steps_per_call=2)
         problem = problem._replace(loop=loop)
     return problem
+
+
+def mesh_of(talks, devices):
+    made = mesh.make_mesh(devices)
+    return made and made._replace(talks=talks)
 
 
 def make_set(devices, **changes):
@@ -61,14 +72,16 @@ def test_the_pixels_have_moved():
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_rolled_loops_on_several_devices(devices):
-    rolled = make_set(devices, rolled=True)
+    rolled = make_set(devices, rolled=True, talks=True)
     np.testing.assert_allclose(rolled, made(1), atol=ROUNDING, rtol=0)
-    np.testing.assert_array_equal(make_set(devices, rolled=True), rolled)
+    np.testing.assert_array_equal(make_set(devices, rolled=True, talks=True), rolled)
 
 
+@pytest.mark.parametrize("talks", [False, True])
 @pytest.mark.parametrize("name", ["dm", "cafe", "mtt", "dsa"])
-def test_every_kind_of_objective(name):
-    ours, alone = (made(n, matcher__name=name) for n in (4, 1))
+def test_every_kind_of_objective(name, talks):
+    ours = made(4, matcher__name=name, talks=talks)
+    alone = made(1, matcher__name=name)
     # Cosine distances and trajectories amplify rounding more than IDC's.
     np.testing.assert_allclose(ours, alone, atol=1e-4, rtol=0)
 
@@ -77,15 +90,17 @@ def test_every_kind_of_objective(name):
 
 
 @cache
-def update_on(devices, rolled=False):
+def update_on(devices, rolled=False, talks=False):
     # Images large enough that convolutions are most of the work.
     problem = problem_on(
-        devices, 4, rolled, matcher__idc__real_batch=32, network__width=16
+        devices, 4, rolled, talks, matcher__idc__real_batch=32, network__width=16
     )
     prepared = ours.prepare(problem)
-    example = mesh.replicate(problem.loop.mesh, prepared.example)
-    loop = prepared.loop
-    return distill.compile_update(prepared.step, 1, loop, example), example
+    example = prepared.example
+    return distill.compile_update(prepared.step, 1, prepared.loop, example), example
+
+
+TRAVEL = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
 
 
 def flops(program):
@@ -102,11 +117,10 @@ def test_a_device_matches_one_class_while_others_match_theirs():
 
 def test_matching_all_classes_in_one_program_is_shared_out():
     def compiled(devices):
-        problem = problem_on(devices, 4)
+        problem = problem_on(devices, 4, talks=True)
         prepared = ours.prepare(problem)
-        example = mesh.replicate(problem.loop.mesh, prepared.example)
         match = partial(distill.match, prepared.step, problem.loop)
-        return mesh.jit(problem.loop.mesh, match).lower(*example).compile()
+        return mesh.jit(problem.loop.mesh, match).lower(*prepared.example).compile()
 
     several, alone = compiled(4), compiled(1)
     assert flops(several) < 0.4 * flops(alone)
@@ -114,32 +128,41 @@ def test_matching_all_classes_in_one_program_is_shared_out():
 
 
 def test_the_network_step_is_shared_out_and_only_gradients_travel():
-    several, alone = (update_on(n)[0].programs["train"] for n in (4, 1))
+    several = update_on(4, talks=True)[0].programs["train"]
+    alone = update_on(1)[0].programs["train"]
     text = several.as_text()
     assert "all-reduce" in text
     assert "all-reduce" not in alone.as_text()
-    for word in ("all-gather", "all-to-all", "collective-permute"):
-        assert word not in text
+    assert not any(word in text for word in TRAVEL[1:])
     # Drawing and augmenting the batch is done by all.
     assert flops(several) < 0.5 * flops(alone)
 
 
-@pytest.mark.parametrize("rolled", [False, True])
-def test_what_an_update_returns_is_replicated(rolled):
-    update, (key, state, data) = update_on(4, rolled)
+def test_on_a_cpu_no_program_waits_for_another_device():
+    programs = update_on(4)[0].programs
+    assert set(programs) == {"look", "gradients", "move", "train"}
+    for program in programs.values():
+        assert not any(word in program.as_text() for word in TRAVEL)
+
+
+@pytest.mark.parametrize(
+    ("rolled", "talks"), [(False, False), (False, True), (True, True)]
+)
+def test_what_an_update_returns_is_whole(rolled, talks):
+    update, (key, state, data) = update_on(4, rolled, talks)
     state = jax.tree.map(jnp.array, state)
     results = update.run(key, state, data)
-    whole = mesh.sharding(problem_on(4).loop.mesh)
     for leaf in jax.tree.leaves(results):
-        assert leaf.sharding.is_equivalent_to(whole, leaf.ndim)
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.sharding.device_set) == (4 if talks else 1)
 
 
 # --- networks -------------------------------------------------------------------------
 
 
-def trained(devices, seeds, norm="instance", batch=16, steps=8):
+def trained(devices, seeds, norm="instance", batch=16, steps=8, talks=True):
     """Parameters of networks; of a single one where ``seeds`` is a number."""
-    p = problem_on(devices, evaluate__recipe__cutmix=1.0)
+    p = problem_on(devices, talks=talks, evaluate__recipe__cutmix=1.0)
     recipe = recipe_from(p.settings.evaluate.recipe, steps)._replace(batch=batch)
     network = network_for(p, f"convnet/{norm}")
     train = trainers.make_trainer(network, recipe, p.statistics, p.loop)
@@ -167,9 +190,10 @@ def test_a_batch_that_does_not_divide_trains_the_same_network():
     assert_close(trained(4, 5, batch=15), trained(1, 5, batch=15))
 
 
+@pytest.mark.parametrize("talks", [False, True])
 @pytest.mark.parametrize("seeds", [(5, 6, 7), (5, 6, 7, 8, 9)])
-def test_networks_are_shared_out_and_what_fills_up_is_dropped(seeds):
-    together = trained(4, seeds)
+def test_networks_are_shared_out_and_what_fills_up_is_dropped(seeds, talks):
+    together = trained(4, seeds, talks=talks)
     for n, seed in enumerate(seeds):
         assert_close(jax.tree.map(lambda x, n=n: x[n], together), trained(1, seed))
     assert all(len(leaf) == len(seeds) for leaf in jax.tree.leaves(together))
@@ -191,8 +215,7 @@ def test_networks_that_are_shared_out_say_nothing_to_each_other():
         several=True,
     )
     text = advance.lower(keys, state, data, table, 2).compile().as_text()
-    for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
-        assert word not in text
+    assert not any(word in text for word in TRAVEL)
 
 
 def test_accuracies_do_not_depend_on_the_devices():
@@ -209,13 +232,13 @@ def test_accuracies_do_not_depend_on_the_devices():
 
 @pytest.mark.parametrize("count", [3, 20, 22])
 def test_predictions_are_shared_out(count):
-    problem = problem_on(4)
+    problem = problem_on(4, talks=True)
     net, statistics = problem.network, problem.statistics
     params = net.init(jax.random.key(3))
     images = small_dataset(3).train.images[:count]
 
     def predict(of_mesh):
-        placed = mesh.replicate(of_mesh, (params, images))
+        placed = mesh.place(of_mesh, (params, images))
         predictor = trainers.make_predictor(net.apply, statistics, of_mesh, chunk=9)
         return predictor(*placed)
 
@@ -233,7 +256,17 @@ def test_on_cpu_every_device_trains_one_network():
 # --- pieces ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("talks", [False, True])
+def test_rows_of_a_shared_program_are_collected(talks):
+    m = mesh_of(talks, 4)
+    double = mesh.jit_rows(m, lambda rows, whole: 2 * rows + whole[0], 1)
+    results = mesh.collect(m, double(np.arange(4), mesh.spread(m, np.arange(1, 3))))
+    assert results.tolist() == [1, 3, 5, 7]
+    assert len(results.sharding.device_set) == (4 if talks else 1)
+
+
 def test_the_mesh_that_is_asked_for():
+    assert not mesh.make_mesh(4).talks
     assert mesh.make_mesh(1) is None
     assert mesh.count(mesh.make_mesh(0)) == jax.device_count()
     assert mesh.count(mesh.make_mesh(3)) == 3
@@ -250,7 +283,7 @@ def test_rows_of_a_loop_are_those_of_one_device(rows, rolled):
 
     def over(devices):
         keys = jax.random.split(jax.random.key(0), rows)
-        loop = Loop(rolled, 1, mesh.make_mesh(devices))
+        loop = Loop(rolled, 1, mesh_of(True, devices))
         body = lambda x, y: {"a": jax.random.uniform(x[0], (3,)) + y, "b": x[1]}  # noqa: E731
         return jax.jit(partial(loop.over, body))((keys, jnp.arange(rows)), offset)
 
@@ -259,13 +292,16 @@ def test_rows_of_a_loop_are_those_of_one_device(rows, rolled):
     assert several["b"].tolist() == list(range(rows))
 
 
-def test_replicated_arrays_are_whole_on_every_device():
-    m = mesh.make_mesh(4)
+@pytest.mark.parametrize("put", [mesh.place, mesh.spread, mesh.collect])
+@pytest.mark.parametrize("talks", [False, True])
+def test_arrays_are_whole_where_they_are_put(put, talks):
+    m = mesh_of(talks, 4)
     tree = (np.arange(5), jax.random.key(1), np.int32(3))
-    placed = mesh.replicate(m, tree)
+    placed = put(m, tree)
     for leaf in jax.tree.leaves(placed):
         assert leaf.sharding.is_fully_replicated
-        assert len(leaf.sharding.device_set) == 4
+        everywhere = talks or put is mesh.spread
+        assert len(leaf.sharding.device_set) == (4 if everywhere else 1)
     np.testing.assert_array_equal(placed[0], tree[0])
     np.testing.assert_array_equal(
         jax.random.key_data(placed[1]), jax.random.key_data(tree[1])
@@ -273,7 +309,7 @@ def test_replicated_arrays_are_whole_on_every_device():
 
 
 def test_a_batch_is_split_only_where_it_divides():
-    m = mesh.make_mesh(4)
+    m = mesh_of(True, 4)
     for rows, divided in [(8, True), (6, False)]:
         given = ArrayDataset(np.ones((rows, 2), np.float32), np.ones(rows, np.float32))
         split = jax.jit(partial(mesh.split_batch, m))(given)
