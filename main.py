@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.errors import NonFiniteError, UserError, printable
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
     from dasm_jax import run, settings  # after the flags: they take seconds
 
-    print(run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir))
+    text = run.run(settings.from_config(flags.FLAGS.config), flags.FLAGS.workdir)
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

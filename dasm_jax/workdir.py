@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
-from dasm_jax.errors import UserError
-from dasm_jax.files import write_json
+from dasm_jax.errors import UserError, printable
+from dasm_jax.files import read_record, write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
@@ -43,11 +43,8 @@ def open_workdir(path: str, settings: Settings) -> Path:
         raise UserError(f"cannot write to --workdir={path}: {error.strerror}") from None
     config_file = workdir / "config.json"
     if config_file.exists():
-        try:
-            earlier = json.loads(config_file.read_text())
-        except (OSError, ValueError):
-            earlier = None
-        if not isinstance(earlier, dict):
+        earlier = read_record(config_file)
+        if not earlier:
             raise UserError(
                 f"--workdir={path} holds a config.json that cannot be read; use "
                 "another folder or remove it"
@@ -158,12 +155,12 @@ class RunLog:
         Raises:
           UserError: it cannot be written.
         """
-        self._write(self._text, f"{time.strftime('%H:%M:%S')} {text}")
+        self._write(self._text, f"{time.strftime('%H:%M:%S')} {printable(text)}")
 
     def advance(self, text: str, log_it: bool) -> None:
         """One unit of the total is done; ``text`` goes with the remaining time."""
         self._done += 1
-        self._bar.set_description_str(text, refresh=False)
+        self._bar.set_description_str(printable(text), refresh=False)
         self._bar.update()
         if log_it:
             spent = time.perf_counter() - self._began

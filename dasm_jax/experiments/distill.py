@@ -17,12 +17,12 @@ from dasm_jax.dasm import (
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments.common import (
-    FINISHED,
     Table,
     finished_summary,
     load_problem,
     recorded,
     render_table,
+    shown_again,
     written,
 )
 from dasm_jax.files import write_json
@@ -42,7 +42,7 @@ def run(settings: Settings, workdir: Path) -> str:
     """
     summary = finished_summary(workdir)
     if summary is not None:
-        return f"{_report(summary)}\n\n{FINISHED}\n{_paths(workdir)}"
+        return f"{shown_again(workdir, summary, _report)}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)
