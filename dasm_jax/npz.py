@@ -5,6 +5,7 @@ asked for are read, and nothing is unpickled.
 """
 
 import lzma
+import math
 import struct
 import tokenize
 import warnings
@@ -105,8 +106,9 @@ class NpzReader:
                 f"{self._path}: {name} holds Python objects, which are never unpickled "
                 "here; save it as an array of numbers"
             )
-        number = dtype.kind != "U"
-        if dtype.kind not in KINDS or (number and dtype.itemsize > LONGEST_NUMBER):
+        longest = LONGEST_NUMBER if dtype.kind != "U" else math.inf
+        # Text without width has no bytes that could tell how much of it there is.
+        if dtype.kind not in KINDS or not 0 < dtype.itemsize <= longest:
             raise ValueError(f"{name} holds neither numbers of up to 64 bits nor text")
         if len(shape) > MOST_AXES:
             raise ValueError(f"{name} has {len(shape)} axes")
@@ -116,7 +118,7 @@ class NpzReader:
                 f"{name} has the shape {list(shape)}, with a negative size"
             )
         # Python's numbers, which do not overflow.
-        expected = int(np.prod(shape, dtype=object)) * max(dtype.itemsize, 1)
+        expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if expected != there:
             raise ValueError(f"{name} should have {expected} bytes and has {there}")
         return Header(shape, dtype)

@@ -94,7 +94,10 @@ def finished_summary(workdir: Path) -> dict[str, Any] | None:
       UserError: the file is damaged.
     """
     path = workdir / SUMMARY
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    with expecting_ours(path):
+        return {**read_json(path)}
 
 
 def shown_again(
