@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dasm_jax.errors import Interrupted, NonFiniteError, UserError
+from dasm_jax.errors import Interrupted, NonFiniteError, UserError, printable
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         print(stop, file=sys.stderr)
         hosts.leave(128 + stop.signal)
     if hosts.is_first():
-        print(text)
+        print("\n".join(map(printable, text.split("\n"))))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -48,7 +49,7 @@ def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
         return  # the first of several processes writes
     path = folder.absolute() / name
     arrays = jax.tree.map(np.asarray, tree)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    size = _bytes(arrays)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / METADATA).unlink(missing_ok=True)
@@ -78,6 +79,8 @@ def load(folder: Path, name: str, like: Any) -> Any:
     expected = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     try:
         with _quiet_checkpointer() as checkpointer:
+            if _bytes_stated(checkpointer, path / TREE) > _bytes(expected):
+                raise _unusable(path)  # Orbax allocates what the files state
             tree = checkpointer.restore(path / TREE, ocp.args.PyTreeRestore(expected))
     except (OSError, ValueError, KeyError) as error:
         raise _unusable(path) from error
@@ -212,7 +215,7 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]] | None:
         return {key: dict(record[key]) for key in ("metadata", "files")}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unusable(path) from error
 
 
@@ -224,6 +227,26 @@ def _digests(folder: Path) -> dict[str, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         digests[path.relative_to(folder).as_posix()] = digest
     return digests
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_stated(checkpointer: ocp.Checkpointer, folder: Path) -> int:
+    """Of arrays, or of the chunks that they are read in, if those are larger."""
+    metadata = checkpointer.metadata(folder).item_metadata
+    if metadata is None:
+        raise ValueError("nothing is stated")
+    stated = jax.tree.leaves(metadata.tree)
+    chunks = [leaf.storage and leaf.storage.chunk_shape for leaf in stated]
+    return max(
+        sum(
+            math.prod(shape or leaf.shape) * leaf.dtype.itemsize
+            for leaf, shape in zip(stated, shapes)
+        )
+        for shapes in (chunks, [None] * len(chunks))
+    )
 
 
 def _unusable(path: Path) -> Damaged:

@@ -17,7 +17,8 @@ def within(low: float, high: float = float("inf")) -> Check:
     bound = f"at least {low}" if high == float("inf") else f"in [{low}, {high}]"
 
     def check(name: str, value: Any) -> None:
-        if not (math.isfinite(value) and low <= value <= high):
+        # A whole number may be larger than any float, and is compared all the same.
+        if not (value < math.inf and low <= value <= high):
             raise UserError(f"config.{name} must be {bound}, got {value}")
 
     return check

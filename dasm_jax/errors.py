@@ -2,13 +2,33 @@
 
 from typing import Any
 
+LONGEST_MESSAGE = 2000
+
+
+def printable(text: str) -> str:
+    """Text as one line that says nothing to a terminal.
+
+    Names of files and classes come from anyone: line breaks, control and bidirectional
+    characters and halves of surrogate pairs are escaped, as Python writes them. Of a
+    very long text the middle is left out.
+    """
+    if len(text) > LONGEST_MESSAGE:
+        kept = LONGEST_MESSAGE // 2
+        text = f"{text[:kept]} … {text[-kept:]}"
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
 
 class UserError(ValueError):
     """A mistake the user can mend.
 
-    The message is one line that names the field, file or folder and the remedy.
-    ``main.py`` prints it without a traceback and exits with code 2.
+    The message names the field, file or folder and the remedy, and is made one
+    ``printable`` line. ``main.py`` prints it without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class NonFiniteError(FloatingPointError):
@@ -19,7 +39,7 @@ class NonFiniteError(FloatingPointError):
     """
 
     def __init__(self, message: str, last_good: Any):
-        super().__init__(message)
+        super().__init__(printable(message))
         self.last_good = last_good
 
 

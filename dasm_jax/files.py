@@ -63,9 +63,32 @@ def read_json(path: Path) -> Any:
     Raises:
       UserError: it is missing or damaged.
     """
-    try:
+    with expecting_ours(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+
+
+@contextmanager
+def expecting_ours(path: Path) -> Iterator[None]:
+    """Say in one line that a file does not hold what a run writes there.
+
+    To be put around what reads it, and what first looks into its content.
+
+    Raises:
+      UserError: a field is missing, or of another type, size or depth.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
         raise UserError(
             f"{path} cannot be read; remove {path.parent} to run it again"
         ) from None

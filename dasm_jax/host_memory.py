@@ -1,4 +1,4 @@
-"""How the C library hands memory back to the operating system: not at all.
+"""How much memory there is, and how the C library hands it back: not at all.
 
 XLA on CPU allocates the temporaries of a program at every call, and frees them after.
 glibc returns large blocks to the kernel at once, which then clears and maps them anew,
@@ -6,10 +6,22 @@ page by page, at the next step (figures in docs/performance.md).
 """
 
 import ctypes
+import os
 import sys
 
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has; where it does not say, all there can be.
+
+    What is larger cannot be read, and is not worth trying.
+    """
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize
 
 
 def keep_freed_memory() -> bool:

@@ -4,7 +4,13 @@ Sizes and headers are looked at before anything is allocated, only the fields th
 asked for are read, and nothing is unpickled.
 """
 
+import lzma
+import math
+import struct
+import tokenize
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +19,37 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dasm_jax.errors import UserError
+from dasm_jax.host_memory import physical_memory
+
+# What zipfile and NumPy raise on a damaged file. MemoryError: a flipped bit in an
+# array's header can ask for terabytes. SyntaxError, TokenError: it is a literal of
+# Python, and is parsed.
+DAMAGE = (
+    OSError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 # What a file may unpack to: as many times its size on disk, or so many bytes. Images
 # compress a few times, bombs a thousand times.
 LARGEST_RATIO = 50
 ALWAYS_ALLOWED = 2**28
+# What np.savez and np.savez_compressed write. zipfile unpacks the others without a
+# bound, whatever size the archive states: a kilobyte of bzip2 can hold gigabytes.
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Numbers of up to eight bytes, and text.
+KINDS, LONGEST_NUMBER, MOST_AXES = "biufU", 8, 8
 
 
 class Header(NamedTuple):
@@ -42,17 +74,24 @@ class NpzReader:
 
         Raises:
           UserError: it holds Python objects.
-          ValueError: it is damaged; and whatever else ``zipfile`` raises.
+          Exception: it is damaged, one of ``DAMAGE``.
         """
-        with self._archive.open(f"{name}.npy") as file:
+        with self._open(name) as file:
             return self._read_header(file, name)
 
     def array(self, name: str) -> np.ndarray:
         """A field; raises as ``header`` does."""
-        with self._archive.open(f"{name}.npy") as file:
+        with self._open(name) as file:
             self._read_header(file, name)
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
+        with warnings.catch_warnings(), self._archive.open(f"{name}.npy") as file:
+            # NumPy's on headers that Python 2 wrote, Python's on odd literals.
+            warnings.simplefilter("ignore")
+            yield file
 
     def _read_header(self, file: Any, name: str) -> Header:
         version = np.lib.format.read_magic(file)
@@ -67,6 +106,12 @@ class NpzReader:
                 f"{self._path}: {name} holds Python objects, which are never unpickled "
                 "here; save it as an array of numbers"
             )
+        longest = LONGEST_NUMBER if dtype.kind != "U" else math.inf
+        # Text without width has no bytes that could tell how much of it there is.
+        if dtype.kind not in KINDS or not 0 < dtype.itemsize <= longest:
+            raise ValueError(f"{name} holds neither numbers of up to 64 bits nor text")
+        if len(shape) > MOST_AXES:
+            raise ValueError(f"{name} has {len(shape)} axes")
         there = self._archive.getinfo(f"{name}.npy").file_size - file.tell()
         if min(shape, default=0) < 0:
             raise ValueError(
@@ -84,8 +129,9 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
     """Open an archive for reading.
 
     Raises:
-      UserError: it is none, or would unpack to far more than it is.
-      ValueError: it is damaged; and whatever else ``zipfile`` raises.
+      UserError: it is none, packed by a method that NumPy does not use, or would
+        unpack to far more than it is.
+      Exception: it is damaged, one of ``DAMAGE``.
     """
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is no .npz file; save it with np.savez")
@@ -93,11 +139,17 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
             raise ValueError("it holds a field twice")
-        unpacked = sum(member.file_size for member in members)
-        if unpacked > max(ALWAYS_ALLOWED, LARGEST_RATIO * path.stat().st_size):
+        if any(member.compress_type not in METHODS for member in members):
+            raise UserError(
+                f"{path} is packed by another method than NumPy's; save it with "
+                "np.savez or np.savez_compressed"
+            )
+        unpacked = sum(max(m.file_size, m.compress_size) for m in members)
+        allowed = max(ALWAYS_ALLOWED, LARGEST_RATIO * path.stat().st_size)
+        if unpacked > min(allowed, physical_memory()):
             raise UserError(
                 f"{path} would unpack to {unpacked:,} bytes, over {LARGEST_RATIO} "
-                "times its size, which may be a decompression bomb; save it with "
-                "np.savez"
+                "times its size or more than this machine's memory, which may be a "
+                "decompression bomb; save it with np.savez"
             )
         yield NpzReader(path, archive)

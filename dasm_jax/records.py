@@ -3,13 +3,14 @@
 import hashlib
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 from dasm_jax.errors import UserError
 from dasm_jax.files import read_record, write_json
 
+# Python's whole numbers have no end, but what is done with them has.
+LARGEST_AMOUNT = 2.0**63
 _log = logging.getLogger(__name__)
 
 
@@ -73,10 +74,11 @@ def _is_result(result: Any, networks: int) -> bool:
             return False
         if not all(type(v) in (int, float) and 0 <= v <= 1 for v in values):
             return False
-    for name in ("wall_seconds", "peak_bytes"):
-        value = result.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return False
-        if not 0 <= value < math.inf:
-            return False
-    return True
+    return all(is_amount(result.get(name)) for name in ("wall_seconds", "peak_bytes"))
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value from a file is a number that can be a cost or an accuracy."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value < LARGEST_AMOUNT

@@ -7,8 +7,6 @@ the same files give the same bytes.
 
 import json
 import shlex
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from dasm_jax import plots
 from dasm_jax import report_parts as parts
 from dasm_jax.errors import UserError
 from dasm_jax.files import read_json, write_atomically
+from dasm_jax.npz import DAMAGE, open_npz
 from dasm_jax.report_parts import NOT_METHODS, Records, percent
 from dasm_jax.workdir import REPORT
 
@@ -43,7 +42,16 @@ def write_report(workdir: Path) -> None:
             markdown=_text(workdir / "table.md"),
             files=_files(workdir),
         )
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        jinja2.TemplateError,
+    ) as error:
         raise UserError(
             f"{workdir} holds files that no run writes, so there is no {REPORT}: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -290,7 +298,7 @@ def _records(path: Path) -> Records:
         try:
             record = json.loads(line)
             record["kind"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"line {number} of {path} is damaged; remove that line, or "
                 f"{path.parent} to run it again"
@@ -305,9 +313,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     names = ("pixels", "labels", "segments")
     wanted = ("labels", "factor", "class_names", *(f"stored_{name}" for name in names))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in wanted}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        with open_npz(path) as reader:
+            return {name: reader.array(name) for name in wanted}
+    except DAMAGE:
         raise UserError(
             f"{path} cannot be read; remove {path.parent} to run it again"
         ) from None

@@ -4,6 +4,7 @@ A part that a run has nothing for is empty, and the page leaves it out.
 """
 
 import base64
+import html
 import io
 import statistics
 from collections.abc import Mapping, Sequence
@@ -297,20 +298,18 @@ def markdown_parts(text: str) -> list[Table | Bullets | str]:
     """Tables, lists and paragraphs of a Markdown file as experiments write it."""
     parts: list[Table | Bullets | str] = []
     for block in text.strip().split("\n\n"):
-        lines = block.splitlines()
+        lines = block.split("\n")
         if len(lines) > 2 and all(line.startswith("|") for line in lines):
-            cells = [[c.strip() for c in _cells_of(line)] for line in lines]
+            cells = [
+                [html.unescape(cell.strip()) for cell in line.strip("|").split("|")]
+                for line in lines
+            ]
             columns, rows = cells[0], cells[2:]
             numeric = [False] + [True] * (len(columns) - 1)
             parts.append(Table(columns, rows, numeric))
         elif lines[0].startswith("- "):
-            parts.append(Bullets(("\n" + block).split("\n- ")[1:]))
+            points = ("\n" + block).split("\n- ")[1:]
+            parts.append(Bullets([html.unescape(point) for point in points]))
         else:
-            parts.append(block)
+            parts.append(html.unescape(block))
     return parts
-
-
-def _cells_of(line: str) -> list[str]:
-    """Cells of a row; a bar that is part of a name is escaped."""
-    hidden = line.replace("\\|", "\0").strip("|").split("|")
-    return [cell.replace("\0", "|") for cell in hidden]

@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import sys
 import typing
 from typing import Annotated, Any
 
@@ -113,7 +114,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
                 f"config.{name} must be a tuple of {item_type.__name__}, got {value!r}"
             )
         return tuple(_convert(item_type, item, name) for item in value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) is not hint:
         raise UserError(f"config.{name} must be of type {hint.__name__}, got {value!r}")

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dasm_jax.data import cache, folder, images
+from dasm_jax.data import folder, images
 from dasm_jax.errors import UserError
-from dasm_jax.npz import Header, NpzReader, open_npz
+from dasm_jax.npz import DAMAGE, Header, NpzReader, open_npz
 from dasm_jax.stored_counts import check_counts
 from dasm_jax.types import ArrayDataset, Dataset, Normalization
 
@@ -71,11 +71,12 @@ def load_set(path: Path, dataset: Dataset, statistics: Normalization) -> Synthet
     try:
         if path.is_dir():
             return _read_folder(path, dataset)
-        with open_npz(path) as reader:
+        # A NaN becomes an error of its own, and no warning.
+        with open_npz(path) as reader, np.errstate(all="ignore"):
             return _read_file(path, reader, dataset, statistics)
     except UserError:
         raise
-    except cache.DAMAGE as error:
+    except DAMAGE as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
             f"{path} cannot be read ({reason}); make it again, or name another set"
@@ -84,6 +85,7 @@ def load_set(path: Path, dataset: Dataset, statistics: Normalization) -> Synthet
 
 def _read_folder(path: Path, dataset: Dataset) -> SyntheticFile:
     classes = folder.list_classes(path, FIELD)
+    _check_links(path, [file for files in classes.values() for file in files])
     unknown = sorted(set(classes) - set(dataset.class_names))
     if unknown:
         raise _other_dataset(
@@ -101,6 +103,17 @@ def _read_folder(path: Path, dataset: Dataset) -> SyntheticFile:
     pixels = images.decode(paths, shape)
     labels = np.asarray([label for _, label in files], np.int32)
     return _make_set(path, dataset, ArrayDataset(pixels, labels), None, 1)
+
+
+def _check_links(path: Path, files: list[Path]) -> None:
+    """A folder of anyone's making holds its images, and does not point at others."""
+    root = path.resolve()
+    for file in files:
+        if not file.resolve().is_relative_to(root):
+            raise UserError(
+                f"{file} is a link that leaves {path}; put a copy of the image in its "
+                "place, or remove it"
+            )
 
 
 def _read_file(

@@ -19,8 +19,14 @@ from tqdm import tqdm
 
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
-from dasm_jax.errors import UserError
-from dasm_jax.files import locked, open_to_append, remove_unfinished, write_json
+from dasm_jax.errors import UserError, printable
+from dasm_jax.files import (
+    locked,
+    open_to_append,
+    read_record,
+    remove_unfinished,
+    write_json,
+)
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
@@ -59,11 +65,8 @@ def open_workdir(path: str, settings: Settings) -> Iterator[Path]:
 def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
     config_file = workdir / "config.json"
     if config_file.exists():
-        try:
-            earlier = json.loads(config_file.read_text())
-        except (OSError, ValueError):
-            earlier = None
-        if not isinstance(earlier, dict):
+        earlier = read_record(config_file)
+        if not earlier:
             raise UserError(
                 f"--workdir={path} holds a config.json that cannot be read; use "
                 "another folder or remove it"
@@ -203,12 +206,12 @@ class RunLog:
         Raises:
           UserError: it cannot be written.
         """
-        self._write(self._text, f"{time.strftime('%H:%M:%S')} {text}")
+        self._write(self._text, f"{time.strftime('%H:%M:%S')} {printable(text)}")
 
     def advance(self, text: str, log_it: bool) -> None:
         """One unit of the total is done; ``text`` goes with the remaining time."""
         self._done += 1
-        self._bar.set_description_str(text, refresh=False)
+        self._bar.set_description_str(printable(text), refresh=False)
         self._bar.update()
         if log_it:
             spent = time.perf_counter() - self._began

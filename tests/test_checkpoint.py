@@ -273,3 +273,19 @@ def test_what_the_background_could_not_write_is_said(tmp_path, monkeypatch, capl
     items.save([np.float32(3)], {})
     items.close()  # another error is on its way
     assert "No space left" in caplog.text
+
+
+def test_what_is_larger_than_expected_is_never_read(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, "item", {"a": np.zeros(5)}, {})
+    monkeypatch.setattr(
+        checkpoint.ocp.Checkpointer, "restore", lambda *a: pytest.fail("was read")
+    )
+    with pytest.raises(UserError, match="damaged or not what is expected"):
+        checkpoint.load(tmp_path, "item", {"a": np.zeros(4)})
+
+
+def test_metadata_that_are_nested_without_end(tmp_path):
+    checkpoint.save(tmp_path, "item", {"a": np.zeros(4)}, {})
+    (tmp_path / "item" / checkpoint.METADATA).write_text("[" * 100_000)
+    with pytest.raises(UserError, match="damaged or not what is expected"):
+        checkpoint.read_metadata(tmp_path, "item")

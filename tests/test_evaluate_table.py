@@ -90,7 +90,7 @@ def summary():
 def test_the_document_names_the_files(summary):
     text = markdown(summary)
     assert "| images | convnet |\n|---|---|\n" in text
-    assert "| set 1, a\\|b | 50.0 ± 1.0 |" in text  # the workdir of a run
+    assert "| set 1, a&#124;b | 50.0 ± 1.0 |" in text  # the workdir of a run
     assert "| set 2, idc_ipc50 | 62.5 ± 1.0 |" in text
     assert "| Random | 25.0 ± 1.0 |" in text
     assert "| Full | failed |" in text

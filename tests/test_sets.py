@@ -128,7 +128,8 @@ def test_a_set_is_kept_as_it_is_trained_on(tmp_path, method, decoded):
     parts = [Part(images / np.float32(255), 0.0, 0.0)]
     path = tmp_path / "set.npz"
     sets.save(path, problem, method, parts)
-    images, labels = sets.load_decoded(path)
+    images, labels = sets.load_decoded(path, problem, decoded)
+    assert sets.load_decoded(path, problem, decoded - 1) is None
     assert len(images) == decoded
     assert labels.tolist() == [0] * (decoded // 2) + [1] * (decoded // 2)
     if method == "herding":
@@ -137,14 +138,14 @@ def test_a_set_is_kept_as_it_is_trained_on(tmp_path, method, decoded):
 
 def test_a_set_that_is_damaged_or_missing_is_none(tmp_path):
     path = tmp_path / "set.npz"
-    assert sets.load_decoded(path) is None
-    path.write_bytes(b"no archive")
-    assert sets.load_decoded(path) is None
     problem = make_problem(settings_with(), small_dataset(2))
+    assert sets.load_decoded(path, problem, 9) is None
+    path.write_bytes(b"no archive")
+    assert sets.load_decoded(path, problem, 9) is None
     sets.save(path, problem, "random", parts_of(2))
-    assert sets.load_decoded(path) is not None
+    assert sets.load_decoded(path, problem, 9) is not None
     path.write_bytes(path.read_bytes()[:600])
-    assert sets.load_decoded(path) is None
+    assert sets.load_decoded(path, problem, 9) is None
 
 
 def test_runs_cover_every_size_once():

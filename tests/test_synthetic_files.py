@@ -292,18 +292,11 @@ def test_a_header_that_is_no_literal(tmp_path, problem, text):
     refuse(tmp_path / "bad.npz", problem, "cannot be read")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_corrupt_bytes_in_any_compression(tmp_path, problem, whole, method):
-    np.savez(tmp_path / "whole.npz", **whole)
-    with (
-        zipfile.ZipFile(tmp_path / "whole.npz") as source,
-        zipfile.ZipFile(tmp_path / "bad.npz", "w", method) as archive,
-    ):
-        for name in source.namelist():
-            archive.writestr(name, source.read(name))
-    content = (tmp_path / "bad.npz").read_bytes()
-    # LZMA's own header, in part of no consequence, is 9 bytes.
-    begin = content.index(b"images.npy") + len("images.npy") + 9
+def test_corrupt_bytes_behind_compression(tmp_path, problem, whole):
+    np.savez_compressed(tmp_path / "whole.npz", **whole)
+    content = (tmp_path / "whole.npz").read_bytes()
+    # NumPy leaves 20 bytes for sizes of large files, of no consequence here.
+    begin = content.index(b"images.npy") + len("images.npy") + 20
     for place in range(begin, begin + 60):
         bad = bytearray(content)
         bad[place] ^= 0xFF

@@ -8,14 +8,9 @@ made from. Where the source is not on the machine, the newest file is used.
 import hashlib
 import json
 import logging
-import lzma
 import os
 import re
-import struct
-import tokenize
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,30 +20,11 @@ import numpy as np
 from dasm_jax import types
 from dasm_jax.data import validate
 from dasm_jax.errors import UserError
+from dasm_jax.npz import DAMAGE, NpzReader, open_npz
 
 FORMAT = 1  # part of every file name: a change of the layout leaves old files alone
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _log = logging.getLogger(__name__)
-
-# What zipfile and NumPy raise on a damaged file. MemoryError: a flipped bit in an
-# array's header can ask for terabytes. SyntaxError, TokenError: it is a literal of
-# Python, and is parsed.
-DAMAGE = (
-    OSError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class Key(NamedTuple):
@@ -106,11 +82,10 @@ def find(
     """
     for path in _newest_first(folder, f"{_slug(key)}-*.npz"):
         try:
-            # Given a path, NumPy would leave a damaged file open.
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                meta = json.loads(archive["meta"].item())
+            with open_npz(path) as reader:
+                meta = json.loads(reader.array("meta").item())
                 if source_fingerprint in (None, meta["fingerprint"]):
-                    dataset = _unpack(meta, archive)
+                    dataset = _unpack(meta, reader)
                     _log.info("%s comes from the cache file %s", key.name, path)
                     return dataset
         except DAMAGE as error:
@@ -168,18 +143,17 @@ def _save_or_warn(
         )
 
 
-def _unpack(meta: dict[str, Any], archive: Any) -> types.Dataset:
-    train_images, train_labels, test_images, test_labels = (
-        archive[name] for name in _ARRAYS
-    )
+def _unpack(meta: dict[str, Any], reader: NpzReader) -> types.Dataset:
+    train_images, train_labels, test_images, test_labels = map(reader.array, _ARRAYS)
     train = types.ArrayDataset(train_images, train_labels)
     test = types.ArrayDataset(test_images, test_labels)
-    class_names = tuple(meta["class_names"])
+    class_names = tuple(map(str, meta["class_names"]))
     # 0.15 s for CIFAR-10: cheap enough to do at every start.
-    found = validate.content_hash(train, test, class_names)
-    if found != meta["content_hash"]:
+    name = str(meta["dataset_name"])
+    dataset = validate.make_dataset(name, train, test, class_names)
+    if dataset.content_hash != meta["content_hash"]:
         raise ValueError("its content does not have the hash written in it")
-    return types.Dataset(meta["dataset_name"], train, test, class_names, found)
+    return dataset
 
 
 def _slug(key: Key) -> str:

@@ -1,9 +1,8 @@
 """Image files decoded with Pillow into one array."""
 
 import contextlib
-import struct
+import math
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,21 +10,13 @@ import numpy as np
 from PIL import Image
 
 from dasm_jax.errors import UserError
+from dasm_jax.host_memory import physical_memory
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+# Pillow goes by content: a file of any name would reach its forty other decoders, of
+# which the one for PostScript runs a program.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
 _GRAY = ("1", "L")
-
-# What Pillow's decoders raise on damaged files.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    LookupError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 
 
 def common_form(paths: Sequence[Path], size: int = 0) -> tuple[int, int, int]:
@@ -64,14 +55,24 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
 
     Bilinear; Pillow averages over what it shrinks (antialiasing). An image of that size
     is left as it is.
+
+    Raises:
+        ValueError: the image is so narrow that covering it would take a huge one.
     """
     if image.size == (width, height):
         return image
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
     scale = max(width / image.width, height / image.height)
     covering = (
         max(width, round(scale * image.width)),
         max(height, round(scale * image.height)),
     )
+    if math.prod(covering) > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(
+            f"{image.width}x{image.height} pixels are too narrow to be cut to"
+            f" {width}x{height}"
+        )
     image = image.resize(covering, Image.Resampling.BILINEAR)
     left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -85,11 +86,20 @@ def decode(paths: Sequence[Path], shape: tuple[int, int, int]) -> np.ndarray:
         shape: height, width and channels from ``common_form``.
 
     Raises:
-        UserError: naming the file that is damaged.
+        UserError: naming the file that is damaged, or when all of them together would
+            take more than this machine's memory.
     """
+    # A kilobyte can claim millions of pixels, so this is asked before it is allocated.
+    expected = len(paths) * math.prod(shape)
+    if expected > physical_memory():
+        raise UserError(
+            f"the {len(paths)} images of {paths[0].parent.parent} would take"
+            f" {expected:,} bytes, more than this machine's memory; set"
+            " config.data.size, or make them smaller"
+        )
     images = np.empty((len(paths), *shape), np.uint8)
     for index, path in enumerate(paths):
-        with _reporting(path), Image.open(path) as image:
+        with _reporting(path), Image.open(path, formats=_FORMATS) as image:
             if shape[-1] == 1:
                 images[index, ..., 0] = np.asarray(fit(image.convert("L"), *shape[:2]))
                 continue
@@ -101,7 +111,7 @@ def decode(paths: Sequence[Path], shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    with _reporting(path), Image.open(path) as image:
+    with _reporting(path), Image.open(path, formats=_FORMATS) as image:
         return image.mode, image.size
 
 
@@ -117,7 +127,7 @@ def _reporting(path: Path) -> Iterator[None]:
             f"{path} claims more than {Image.MAX_IMAGE_PIXELS} pixels, which may be a"
             " decompression bomb; resize or remove it"
         ) from error
-    except _DAMAGE as error:
+    except Exception as error:  # each of Pillow's decoders has errors of its own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
             f"{path} cannot be decoded ({reason}); replace or remove it"

@@ -105,9 +105,23 @@ def shard_paths(prepared: Prepared, splits: dict[str, str]) -> list[Path]:
     """Lists the files that reading these splits opens.
 
     Raises:
-        UserError: for an unknown split, or files that are not array_record.
+        UserError: for an unknown split, files that are not array_record, or a
+            description that is none.
     """
-    info = _read_info(prepared)
+    try:
+        return _shard_paths(prepared, splits, _read_info(prepared))
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise UserError(
+            f"{prepared.folder} has a dataset_info.json that TFDS did not write;"
+            f" {repair_hint(prepared)}"
+        ) from None
+
+
+def _shard_paths(
+    prepared: Prepared, splits: dict[str, str], info: dict[str, Any]
+) -> list[Path]:
     formats = [info.get("fileFormat"), *info.get("alternativeFileFormats", ())]
     if "array_record" not in formats:
         raise UserError(
@@ -138,7 +152,7 @@ def _read_info(prepared: Prepared) -> dict[str, Any]:
     path = prepared.folder / "dataset_info.json"
     try:
         return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); {repair_hint(prepared)}"
         ) from error
@@ -161,5 +175,7 @@ def _shard_names(dataset: str, split: dict[str, Any]) -> list[str]:
             name = split.get("filepathTemplate") or _TEMPLATE
             for field, value in fields.items():
                 name = name.replace("{" + field + "}", value)
+            if Path(name).name != name:
+                raise ValueError(f"the shard {name} is outside of its folder")
             names.append(name)
     return names

@@ -138,7 +138,13 @@ def _decode(
     labels = np.empty(len(source), np.int32)
     images = np.empty((0,), np.uint8)
     for index, example in enumerate(_examples(source, split, prepared)):
-        image = _fitted(example[image_key], size)
+        try:
+            image = _fitted(example[image_key], size)
+        except ValueError as error:
+            raise UserError(
+                f"image {index} of {prepared.full_name} {split} cannot be resized"
+                f" ({error}); set config.data.size to 0 or choose another dataset"
+            ) from error
         if index == 0:
             images = np.empty((len(source), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:

@@ -76,7 +76,13 @@ def _check_split(
         raise UserError(
             f"the {split_name} split of {name} is empty; choose one with images"
         )
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or not images.size
+        or labels.dtype.kind != "i"
+        or labels.shape != images.shape[:1]
+    ):
         raise UserError(
             f"the {split_name} split of {name} is {images.dtype}{list(images.shape)}"
             f" with {len(labels)} labels; it must be uint8[N, H, W, C] with N labels"

@@ -1,6 +1,6 @@
 """What experiments share: loading, rows of a table, and what is printed at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from dasm_jax.data import load_dataset
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
-from dasm_jax.files import read_json, write_json
+from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.schema import BatchMethodSettings, Settings
 from dasm_jax.settings import check_against_data
@@ -25,6 +25,7 @@ from dasm_jax.workdir import (
     manifest,
 )
 
+SUMMARY = "summary.json"
 FINISHED = "this run was finished before; remove its folder to run it again"
 
 
@@ -99,8 +100,23 @@ def finished_summary(workdir: Path) -> dict[str, Any] | None:
     Raises:
       UserError: the file is damaged.
     """
-    path = workdir / "summary.json"
-    return read_json(path) if path.exists() else None
+    path = workdir / SUMMARY
+    if not path.exists():
+        return None
+    with expecting_ours(path):
+        return {**read_json(path)}
+
+
+def shown_again(
+    workdir: Path, summary: dict[str, Any], report: Callable[[dict[str, Any]], str]
+) -> str:
+    """What a finished run prints when it is started again.
+
+    Raises:
+      UserError: the summary does not hold what ``report`` shows.
+    """
+    with expecting_ours(workdir / SUMMARY):
+        return f"{report(summary)}\n\n{FINISHED}"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from dasm_jax import evaluate
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import distill, recover
 from dasm_jax.experiments.common import (
+    SUMMARY,
     Table,
     check_fit,
     finished_summary,
@@ -30,7 +31,7 @@ from dasm_jax.experiments.common import (
 )
 from dasm_jax.experiments.compare_table import Cell, render
 from dasm_jax.experiments.document import check_document, renew_section
-from dasm_jax.files import read_json, write_atomically, write_json
+from dasm_jax.files import expecting_ours, read_json, write_atomically, write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
 from dasm_jax.workdir import (
@@ -121,9 +122,11 @@ def run(settings: Settings, workdir: Path) -> str:
             folder = workdir / "cells" / cell.folder
             with clock.phase("cells"):
                 failure = _in_a_process(cell.experiment, each[cell], str(folder))
-            results[cell] = failure or _outcome(folder)
+            with expecting_ours(folder / SUMMARY):
+                results[cell] = failure or _outcome(folder)
+                shown = _accuracy_text(results[cell])
             log.metrics("cell", cell=cell.folder, **results[cell])
-            log.advance(f"{cell.folder}: {_accuracy_text(results[cell])}", True)
+            log.advance(f"{cell.folder}: {shown}", True)
     finally:
         log.close()
     # After the cells: asking for the devices takes memory of some.

@@ -5,6 +5,7 @@ import textwrap
 from typing import Any, NamedTuple
 
 from dasm_jax.experiments.common import percent
+from dasm_jax.experiments.document import as_text
 from dasm_jax.schema import Settings
 
 
@@ -56,9 +57,10 @@ def render(settings: Settings, results: dict[Cell, dict[str, Any]]) -> str:
     def every(name: str) -> str:
         return ", ".join(sorted({str(r[name]) for r in results.values() if name in r}))
 
+    dataset = as_text(s.data.name)
     factor = f"f = {s.synthetic.factor or 'as published'}"
     head = (
-        f"{s.data.name}, {factor}, {s.network.name} of width {s.network.width} and "
+        f"{dataset}, {factor}, {s.network.name} of width {s.network.width} and "
         f"depth {s.network.depth}, test accuracy in %, mean ± std over {spread}; seeds "
         f"{', '.join(map(str, c.seeds))}, {s.evaluate.networks} networks of "
         f"{s.evaluate.steps} steps each. {every('date')}, {every('device')}, commit "
@@ -117,7 +119,7 @@ def _table_of(
 
 def _failures(what: str, found: list[dict[str, Any]]) -> list[str]:
     failed = [result for result in found if "failure" in result]
-    return [f"- {what}: {result['failure']}" for result in failed]
+    return [f"- {what}: {as_text(result['failure'])}" for result in failed]
 
 
 def _cell_text(entry: Entry | None, random: Entry | None, wanted: bool) -> str:

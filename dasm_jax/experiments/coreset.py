@@ -9,12 +9,12 @@ from dasm_jax import evaluate
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.common import (
-    FINISHED,
     Table,
     finished_summary,
     load_problem,
     percent,
     recorded,
+    shown_again,
     written,
 )
 from dasm_jax.experiments.keeper import discard
@@ -28,7 +28,7 @@ def run(settings: Settings, workdir: Path) -> str:
     """Run the experiment; returns the table and the paths for the terminal."""
     summary = finished_summary(workdir)
     if summary is not None:
-        return f"{_report(summary)}\n\n{FINISHED}\n{_paths(workdir)}"
+        return f"{shown_again(workdir, summary, _report)}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dasm_jax import evaluate
+from dasm_jax import evaluate, records
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
@@ -24,7 +24,7 @@ from dasm_jax.experiments.curve_table import (
     render_markdown,
     render_text,
 )
-from dasm_jax.experiments.document import check_document, renew_section
+from dasm_jax.experiments.document import as_text, check_document, renew_section
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.files import read_json, read_record, write_atomically, write_json
 from dasm_jax.problem import Problem, decoded_count, make_problem
@@ -42,7 +42,8 @@ from dasm_jax.workdir import (
 
 # What the files of a set and of an accuracy must hold.
 COST = ("matching_flops", "seconds_making")
-ACCURACY = (*COST, "mean", "std", "networks", "commit", "date", "device")
+AMOUNTS = (*COST, "mean", "std")
+ACCURACY = (*AMOUNTS, "networks", "commit", "date", "device")
 
 
 class Cell(NamedTuple):
@@ -139,7 +140,7 @@ def _publish(
     if settings.curve.document:
         picture = document.parent / f"curve_{_slug(settings)}.png"
         plots.save_png(figure, picture)
-        shown = f"![{title}]({picture.name})\n\n{markdown}"
+        shown = f"![{as_text(title)}]({picture.name})\n\n{markdown}"
         renew_section(document, f"curve: {settings.data.name}", shown)
         paths += f"\n      {document}\n      {picture}"
     return f"{text}\n\n{paths}"
@@ -199,7 +200,11 @@ class _Bench:
         if not path.exists():
             return None
         content = read_record(path)
-        if not {*fields, "data_hash"} <= {*content}:
+        amounts = [content.get(name) for name in AMOUNTS if name in fields]
+        if content.get("std", 0) is None:  # of a single network
+            amounts.remove(None)
+        intact = {*fields, "data_hash"} <= {*content}
+        if not (intact and all(map(records.is_amount, amounts))):
             self._log.line(f"{path.name} is damaged; it is made again")
             return None
         if content["data_hash"] != self._dataset.content_hash:
@@ -211,14 +216,15 @@ class _Bench:
 
     def _of_set(self, cell: Cell) -> dict[str, Any]:
         path = self._facts(cell)
+        npz = path.with_suffix(".npz")
         facts = self._kept(path, COST)
-        decoded = sets.load_decoded(path.with_suffix(".npz"))
+        decoded = sets.load_decoded(npz, self._problem, self._room)
         if facts is None or decoded is None:
             self._make(cell)
             facts = read_json(path)
-            decoded = sets.load_decoded(path.with_suffix(".npz"))
+            decoded = sets.load_decoded(npz, self._problem, self._room)
         assert decoded is not None, f"{path} was just written"
-        data = evaluate.in_buffer(ArrayDataset(*decoded), self._room)
+        data = evaluate.in_buffer(decoded, self._room)
         return {**facts, **self._evaluated(*data)}
 
     def _full(self) -> dict[str, Any]:

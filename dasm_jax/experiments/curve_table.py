@@ -5,6 +5,7 @@ import textwrap
 from typing import Any, NamedTuple
 
 from dasm_jax.experiments.common import percent
+from dasm_jax.experiments.document import as_text
 from dasm_jax.experiments.sets import LABELS
 from dasm_jax.schema import Settings
 
@@ -110,8 +111,9 @@ def render_markdown(
     def every(name: str) -> str:
         return ", ".join(sorted({str(r[name]) for r in results if name in r}))
 
+    dataset = as_text(s.data.name)
     head = (
-        f"{s.data.name}, {s.network.name} of width {s.network.width} and depth "
+        f"{dataset}, {s.network.name} of width {s.network.width} and depth "
         f"{s.network.depth}, factor {s.factor}: test accuracy in %, mean ± std over "
         f"{_spread(s)} (seeds {', '.join(map(str, c.seeds))}), "
         f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each per seed. "
@@ -125,7 +127,7 @@ def render_markdown(
     lines.append("|" + "---|" * len(grid[0]))
     lines += ["| " + " | ".join(row) + " |" for row in grid[1:]]
     lines += ["", *textwrap.wrap(_cost_note(s, entries), 80)]
-    lines += [f"- {failure}" for failure in failures]
+    lines += [f"- {as_text(failure)}" for failure in failures]
     return "\n".join(lines) + "\n"
 
 

@@ -12,12 +12,12 @@ from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import synthetic_set
 from dasm_jax.errors import Interrupted, NonFiniteError
 from dasm_jax.experiments.common import (
-    FINISHED,
     Table,
     finished_summary,
     load_problem,
     recorded,
     render_table,
+    shown_again,
     written,
 )
 from dasm_jax.experiments.keeper import Keeper, discard
@@ -41,7 +41,7 @@ def run(settings: Settings, workdir: Path) -> str:
     summary = finished_summary(workdir)
     if summary is not None:
         discard(workdir)
-        return f"{_report(summary)}\n\n{FINISHED}\n{_paths(workdir)}"
+        return f"{shown_again(workdir, summary, _report)}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)

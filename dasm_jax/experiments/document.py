@@ -1,21 +1,39 @@
-"""A section of a Markdown file that an experiment renews."""
+"""Markdown that an experiment writes: names in it, and a section that it renews."""
 
+import html
+import re
 import tempfile
 from pathlib import Path
 
 from dasm_jax import hosts
-from dasm_jax.errors import UserError
+from dasm_jax.errors import UserError, printable
 from dasm_jax.files import write_atomically
+
+
+def as_text(name: str) -> str:
+    """A name or message that reads as it is in Markdown, in a cell of a table too.
+
+    Whatever could begin a tag, a link, a cell or a mark-up becomes a character
+    reference, which never does; ``html.unescape`` gives the name back.
+    """
+    text = html.escape(printable(name), quote=False)
+    return re.sub(r"[|\[\]*`\\]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def renew_section(document: Path, name: str, text: str) -> None:
     """Replace what stands between the markers of a section, or append it.
+
+    Args:
+      document: a file that may not be there.
+      name: of the section, in any characters.
+      text: Markdown.
 
     Raises:
       UserError: the document cannot be read or written.
     """
     if not hosts.is_first():
         return
+    name = as_text(name)  # the end of a comment would end the marker
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     old = _read(document, "the document")
     if begin in old and end in old:

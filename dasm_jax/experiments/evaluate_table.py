@@ -8,6 +8,7 @@ from typing import Any
 from dasm_jax import ranking
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments.common import percent
+from dasm_jax.experiments.document import as_text
 
 Row = dict[str, Any]
 
@@ -105,7 +106,7 @@ def _named(row: Row, summary: Row) -> str:
     path = Path(summary["sets"][row["sets"][0] - 1]["path"])
     # Every workdir calls its set the same.
     name = path.parent.name if path.name == "synthetic.npz" else path.stem
-    return f"{label}, {name}".replace("|", "\\|")
+    return f"{label}, {as_text(name)}"
 
 
 def _shown_path(path: str) -> str:
@@ -226,8 +227,8 @@ def _best_head(summary: Row) -> str:
 
 def markdown(summary: Row) -> str:
     """The table as Markdown: networks beside each other, then every cell in full."""
-    lines = [*textwrap.wrap(_notes(summary)[0], 80), ""]
-    for text in _describe_sets(summary):
+    lines = [*textwrap.wrap(as_text(_notes(summary)[0]), 80), ""]
+    for text in map(as_text, _describe_sets(summary)):
         lines += textwrap.wrap(f"- {text}", 80, subsequent_indent="  ")
     architectures = list(dict.fromkeys(row["architecture"] for row in summary["table"]))
     for augmentation, recipe in summary["recipes"].items():
@@ -264,7 +265,7 @@ def markdown(summary: Row) -> str:
                 texts.get("peak", ""),
             ]
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {text}" for text in _failures(summary))]
+    lines += ["", *(f"- {as_text(text)}" for text in _failures(summary))]
     lines += ["", f"{_best_head(summary)}:", ""]
     for text in _best(summary):
         lines += textwrap.wrap(f"- {text}", 80, subsequent_indent="  ")

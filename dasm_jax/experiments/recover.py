@@ -15,12 +15,12 @@ from dasm_jax import evaluate, export, nets, recovery, sampling, trainers
 from dasm_jax.augment import parse_strategy
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import (
-    FINISHED,
     Table,
     finished_summary,
     load_problem,
     recorded,
     render_table,
+    shown_again,
     written,
 )
 from dasm_jax.files import write_json
@@ -38,7 +38,7 @@ def run(settings: Settings, workdir: Path) -> str:
     """Run the experiment; returns the table and the paths for the terminal."""
     summary = finished_summary(workdir)
     if summary is not None:
-        return f"{_report(summary)}\n\n{FINISHED}\n{_paths(workdir)}"
+        return f"{shown_again(workdir, summary, _report)}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dasm_jax import coreset, export, measures
 from dasm_jax.dasm import synthetic_set
-from dasm_jax.data.cache import DAMAGE
+from dasm_jax.errors import UserError
 from dasm_jax.experiments.keeper import Keeper
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.plan import plan_segments
@@ -18,7 +18,8 @@ from dasm_jax.problem import Problem, make_problem
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
-from dasm_jax.types import Dataset
+from dasm_jax.synthetic_files import load_set
+from dasm_jax.types import ArrayDataset, Dataset
 
 # What a distilled set changes in the settings. Anything else is selected.
 DISTILLED = {
@@ -160,17 +161,17 @@ def save(path: Path, problem: Problem, method: str, parts: list[Part]) -> None:
     )
 
 
-def load_decoded(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def load_decoded(path: Path, problem: Problem, most: int) -> ArrayDataset | None:
     """Images f32[M, H, W, C] and labels i32[M] of a set that ``save`` wrote.
 
-    None where there is no such file, or a damaged one: the set can be made again.
+    None where there is no such file, a damaged one, or one of more than ``most``
+    images: the set can be made again.
     """
     try:
-        # NumPy leaves a file open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return archive["images"], archive["labels"]
-    except DAMAGE:
+        found = load_set(path, problem.dataset, problem.statistics)
+    except UserError:
         return None
+    return found.decoded if len(found.decoded.labels) <= most else None
 
 
 def prefix(parts: list[Part], ipc: int) -> list[Part]:
