@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test torture fuzz lint bench bench-scaling bench-training
+.PHONY: run test torture determinism fuzz lint bench bench-scaling bench-training
 
 run: .venv/run  ## distil scikit-learn's digits in about two minutes
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
@@ -17,6 +17,9 @@ lint: .venv/test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+determinism: .venv/test  ## which outputs have the same bits again, and on four devices
+	$(BIN)/python -m tests.determinism $(ARGS)
 
 fuzz: .venv/test  ## five minutes of damaged archives for the reader of sets
 	$(BIN)/python -W ignore -m tests.fuzz_npz $(ARGS)

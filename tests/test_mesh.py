@@ -77,8 +77,9 @@ def test_rolled_loops_on_several_devices(devices):
     np.testing.assert_array_equal(make_set(devices, rolled=True, talks=True), rolled)
 
 
-@pytest.mark.parametrize("talks", [False, True])
-@pytest.mark.parametrize("name", ["dm", "cafe", "mtt", "dsa"])
+@pytest.mark.parametrize(
+    ("name", "talks"), [("dm", False), ("mtt", False), ("cafe", True), ("dsa", True)]
+)
 def test_every_kind_of_objective(name, talks):
     ours = made(4, matcher__name=name, talks=talks)
     alone = made(1, matcher__name=name)
