@@ -115,25 +115,37 @@ def compile_matching(prepared: Prepared) -> Program:
 
 def compile_network(prepared: Prepared) -> Program:
     """The network steps of as many inner steps, alone."""
+    began = time.perf_counter()
+    run, programs = _network_steps(prepared)
+    seconds = time.perf_counter() - began
+
+    def update(key, state, data):
+        return run(key, state, data), jnp.zeros(0)
+
+    return _program(prepared, distill.Update(update, programs), seconds)
+
+
+def _network_steps(prepared: Prepared) -> tuple[Callable, dict]:
     loop, count = prepared.loop, prepared.plan.network_steps
-    calls = 1 if loop.rolled else count
+    if not loop.rolled:
+        once, programs = distill.compile_network_step(
+            prepared.step, loop, prepared.example
+        )
+
+        def run(key, state, data):
+            for _ in range(count):
+                state = once(key, state, data)
+            return state
+
+        return run, programs
 
     def train(key, state, data):
         once = lambda state: (prepared.step.train(key, state, data), None)  # noqa: E731
-        return loop.repeat(once, state, count * loop.steps_per_call // calls)[0]
+        return loop.repeat(once, state, count * loop.steps_per_call)[0]
 
-    began = time.perf_counter()
     program = mesh.jit(loop.mesh, train, donate_argnums=1)
     compiled = program.lower(*prepared.example).compile()
-    seconds = time.perf_counter() - began
-
-    def run(key, state, data):
-        for _ in range(calls):
-            state = compiled(key, state, data)
-        return state, jnp.zeros(0)
-
-    update = distill.Update(run, {"train": compiled})
-    return _program(prepared, update, seconds)
+    return compiled, {"train": compiled}
 
 
 def _program(prepared: Prepared, update: distill.Update, seconds: float) -> Program:

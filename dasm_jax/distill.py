@@ -21,6 +21,7 @@ from dasm_jax.learners import Learner
 from dasm_jax.loops import Loop
 from dasm_jax.objectives import Objective
 from dasm_jax.segment import SegmentData, SegmentState, Variables
+from dasm_jax.training import TrainStep
 from dasm_jax.types import Array
 
 
@@ -49,6 +50,7 @@ class StepFunctions(NamedTuple):
     move: Callable[[SegmentState, Variables], SegmentState]
     # (key, state, data) -> state: one SGD step of the networks
     train: Callable[..., SegmentState]
+    network: TrainStep | None  # the same in pieces, of ``state.learner``
 
 
 def make_step(
@@ -86,10 +88,13 @@ def make_step(
     def train(
         key: Key[jax.Array, ""], state: SegmentState, data: SegmentData
     ) -> SegmentState:
+        if learner.step is None:
+            return state
         pixels = state.variables.pixels
-        return state._replace(learner=learner.train(key, state.learner, data, pixels))
+        trained, _ = learner.step(key, state.learner, data, pixels)
+        return state._replace(learner=trained)
 
-    return StepFunctions(look, objective, move, train)
+    return StepFunctions(look, objective, move, train, learner.step)
 
 
 def _of_all_parts(seen: Seen, state: SegmentState, data: SegmentData) -> tuple:
@@ -198,8 +203,10 @@ def _program_of_each_piece(
     }
     where = programs["gradients"].input_shardings[0][0]
     groups = [jax.device_put(group, where) for group in groups]
+    train = lambda key, state, data: state  # noqa: E731
     if network_steps:
-        programs["train"] = compiled(step.train, *example, donate=1)
+        train, of_network = compile_network_step(step, loop, example)
+        programs |= of_network
 
     def run(key, state, data):
         state, seen = programs["look"](key, state, data)
@@ -207,10 +214,75 @@ def _program_of_each_piece(
         results = [programs["gradients"](group, *given) for group in groups]
         state, distances = programs["move"](state, mesh.collect(around, results))
         for _ in range(network_steps):
-            state = programs["train"](key, state, data)
+            state = train(key, state, data)
         return state, distances
 
     return Update(run, programs)
+
+
+def compile_network_step(
+    step: StepFunctions, loop: Loop, example: tuple[Array, SegmentState, SegmentData]
+) -> tuple[Callable[..., SegmentState], dict[str, jax.stages.Compiled]]:
+    """Compile one network step ``(key, state, data) -> state``; donates the state.
+
+    Devices that do not talk take shares of its batch, where it divides by them and the
+    network has no statistics of the batch as a whole: gradients are collected between
+    programs.
+
+    Returns:
+      the step and the programs that it is made of.
+    """
+    key, state, data = example
+    network, around = step.network, loop.mesh
+    if network is None or not _falls_apart(network, around, state, data, key):
+        program = mesh.jit(around, step.train, donate_argnums=1)
+        program = program.lower(*example).compile()
+        return program, {"train": program}
+
+    def draw(key, state, data):
+        return network.draw(key, state.learner, data, state.variables.pixels)
+
+    def gradient(rows, params, share):
+        _, _, grads = network.gradient(rows, params, share)
+        return jax.tree.map(lambda leaf: leaf[None], grads)
+
+    def move(state, sampler, grads):
+        grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), grads)
+        return state._replace(learner=network.move(state.learner, sampler, (), grads))
+
+    sampler, rows, share = jax.eval_shape(draw, *example)
+    given = jax.eval_shape(lambda *x: x, rows, state.learner.params, share)
+    several = lambda leaf: jax.ShapeDtypeStruct(  # noqa: E731
+        (mesh.count(around), *leaf.shape), leaf.dtype
+    )
+    grads = jax.tree.map(several, given[1])
+    programs = {
+        "draw": jax.jit(draw).lower(*example).compile(),
+        "network": mesh.jit_rows(around, gradient, 2).lower(*given).compile(),
+        "train": jax.jit(move, donate_argnums=0).lower(state, sampler, grads).compile(),
+    }
+    where = programs["network"].input_shardings[0]
+
+    def train(key, state, data):
+        sampler, rows, share = programs["draw"](key, state, data)
+        given = jax.device_put((rows, state.learner.params, share), where)
+        grads = mesh.collect(around, programs["network"](*given))
+        return programs["train"](state, sampler, grads)
+
+    return train, programs
+
+
+def _falls_apart(
+    network: TrainStep, around: mesh.Mesh | None, state: Any, data: Any, key: Array
+) -> bool:
+    """Whether the gradient of a batch is the mean of its shares', and they are even."""
+    if around is None or around.talks:
+        return False
+    pixels = state.variables.pixels
+    _, rows, share = jax.eval_shape(network.draw, key, state.learner, data, pixels)
+    params = state.learner.params
+    _, statistics, _ = jax.eval_shape(network.gradient, rows, params, share)
+    return not statistics and len(rows.labels) % mesh.count(around) == 0
 
 
 def start_segment(

@@ -1,10 +1,11 @@
 """Networks that a matcher looks at: where they start, and how they go on.
 
-A learner is four pure functions; which of them a method uses is what tells IDC, DC, DM
+A learner is a few pure functions; which of them a method uses is what tells IDC, DC, DM
 and MTT apart beside the distance.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.matching import Span
 from dasm_jax.mesh import Mesh
 from dasm_jax.nets import Network
-from dasm_jax.sampling import IndexTable
+from dasm_jax.sampling import IndexTable, SamplerState
 from dasm_jax.segment import ClassImages, SegmentData, every_image
-from dasm_jax.training import Recipe, TrainState
+from dasm_jax.training import Recipe, Rows, TrainState, TrainStep
 from dasm_jax.types import Array, ArrayDataset, Normalization, Params
 
 
@@ -27,7 +28,8 @@ class Learner(NamedTuple):
     start: Callable[[Any, SegmentData, Array], Any]  # (given, data, pixels) -> state
     restart: Callable[[Any, Any], Any]  # (state, given) -> state
     view: Callable[[Array, Any, SegmentData, Array], Any]  # (key, state, data, step)
-    train: Callable[[Array, Any, SegmentData, Array], Any]  # (key, state, data, pixels)
+    # How the networks go on, from (key, state, data, pixels); None: not at all.
+    step: TrainStep | None
 
 
 # What a network is trained on: (data, pixels) -> images and the table of those in use.
@@ -74,13 +76,13 @@ def make_trained_learner(
     ) -> Params:
         return state.params
 
-    def train(
+    def draw(
         key: Key[jax.Array, ""], state: TrainState, data: SegmentData, pixels: Array
-    ) -> TrainState:
+    ) -> tuple[SamplerState, Rows, Array]:
         network_key = key_for(key, Use.TRAJECTORY, data.segment, data.pool_round)
-        return train_step(network_key, state, *source(data, pixels))[0]
+        return train_step.draw(network_key, state, *source(data, pixels))
 
-    return Learner(start, restart, view, train)
+    return Learner(start, restart, view, replace(train_step, draw=draw))
 
 
 def make_fresh_learner(network: Network) -> Learner:
@@ -95,7 +97,7 @@ def make_fresh_learner(network: Network) -> Learner:
         start=lambda given, data, pixels: None,
         restart=lambda state, given: None,
         view=view,
-        train=lambda key, state, data, pixels: state,
+        step=None,
     )
 
 
@@ -105,7 +107,7 @@ def make_fixed_learner() -> Learner:
         start=lambda params, data, pixels: params,
         restart=lambda state, params: params,
         view=lambda key, state, data, step: state,
-        train=lambda key, state, data, pixels: state,
+        step=None,
     )
 
 
@@ -121,5 +123,5 @@ def make_expert_learner(inner: int) -> Learner:
         start=lambda spans, data, pixels: spans,
         restart=lambda state, spans: spans,
         view=view,
-        train=lambda key, state, data, pixels: state,
+        step=None,
     )

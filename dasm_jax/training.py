@@ -5,6 +5,7 @@ difficulty, and the networks that evaluate a set.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,9 +54,35 @@ class TrainState(NamedTuple):
     step: Array  # i32[]
 
 
-TrainStep = Callable[
-    [Array, TrainState, ArrayDataset, IndexTable], tuple[TrainState, Array]
-]
+class Rows(NamedTuple):
+    """Images of a batch, augmented and mixed."""
+
+    images: Any  # f32[B, H, W, ch]
+    labels: Any  # i32[B]
+    partners: Any  # i32[B], labels of what was pasted in
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One SGD step: ``step(key, state, data, table) -> (state, loss)``, pure.
+
+    And its pieces, for whoever computes gradients on several devices.
+    """
+
+    # (key, state, data, table) -> (sampler, rows, their share f32[] of the images)
+    draw: Callable[..., tuple[SamplerState, Rows, Array]]
+    # (rows, params, share) -> (loss, running statistics or (), gradients)
+    gradient: Callable[[Rows, Params, Array], tuple[Array, Any, Params]]
+    # (state, sampler, running statistics, gradients) -> state
+    move: Callable[..., TrainState]
+
+    def __call__(
+        self, key: Array, state: TrainState, *source: Any
+    ) -> tuple[TrainState, Array]:
+        """The whole step."""
+        sampler, rows, share = self.draw(key, state, *source)
+        loss, seen, grads = self.gradient(rows, state.params, share)
+        return self.move(state, sampler, seen, grads), loss
 
 
 def to_unit(
@@ -152,14 +179,14 @@ def make_train_step(
         batch is drawn, augmented and mixed on each of them alike.
 
     Returns:
-      ``step(key, state, data, table) -> (state, loss)``, a pure function. ``data``
-      holds u8 or f32 images, ``table`` (one group) says which of them are in use.
+      the step. ``data`` holds u8 or f32 images, ``table`` (one group) says which of
+      them are in use.
     """
     optimizer = make_optimizer(recipe)
 
-    def step(
+    def draw(
         key: Key[Array, ""], state: TrainState, data: ArrayDataset, table: IndexTable
-    ) -> tuple[TrainState, Float[Array, ""]]:
+    ) -> tuple[SamplerState, Rows, Float[Array, ""]]:
         order_key = key_for(key, Use.NETWORK_ORDER)
         sampler, index = sampling.next_batch(
             order_key, state.sampler, table, recipe.batch
@@ -171,29 +198,35 @@ def make_train_step(
         )
         images = augment.augment_each(each_key, images, recipe.augment)
         mixed = augment.cutmix(mix_key, images, recipe.cutmix)
-        images, labels, partners = meshes.split_batch(
-            mesh, (mixed.images, labels, labels[mixed.partners])
-        )
+        rows = Rows(mixed.images, labels, labels[mixed.partners])
+        return sampler, meshes.split_batch(mesh, rows), mixed.share
 
-        def loss_fn(params):
-            logits, seen = network.train(params, images)
-            if soft_labels is not None:
-                soft, logits = (
-                    soft_labels.of(images),
-                    logits / soft_labels.temperature,
-                )
-                return optax.softmax_cross_entropy(logits, soft).mean(), seen
-            cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-            own = cross_entropy(logits, labels).mean()
-            partner = cross_entropy(logits, partners).mean()
-            return mixed.share * own + (1.0 - mixed.share) * partner, seen
+    def loss_fn(params: Params, rows: Rows, share: Array) -> tuple[Array, Any]:
+        logits, seen = network.train(params, rows.images)
+        if soft_labels is not None:
+            soft = soft_labels.of(rows.images)
+            logits = logits / soft_labels.temperature
+            return optax.softmax_cross_entropy(logits, soft).mean(), seen
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+        own = cross_entropy(logits, rows.labels).mean()
+        partner = cross_entropy(logits, rows.partners).mean()
+        return share * own + (1.0 - share) * partner, seen
 
-        (loss, seen), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    def gradient(
+        rows: Rows, params: Params, share: Array
+    ) -> tuple[Float[Array, ""], Any, Params]:
+        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, seen), grads = differentiate(params, rows, share)
+        return loss, seen, grads
+
+    def move(
+        state: TrainState, sampler: SamplerState, seen: Any, grads: Params
+    ) -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # Running statistics are not trained: what the pass saw takes their place.
         params = network.with_statistics(
             optax.apply_updates(state.params, updates), seen
         )
-        return TrainState(params, opt_state, sampler, state.step + 1), loss
+        return TrainState(params, opt_state, sampler, state.step + 1)
 
-    return step
+    return TrainStep(draw, gradient, move)

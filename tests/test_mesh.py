@@ -141,7 +141,7 @@ def test_the_network_step_is_shared_out_and_only_gradients_travel():
 
 def test_on_a_cpu_no_program_waits_for_another_device():
     programs = update_on(4)[0].programs
-    assert set(programs) == {"look", "gradients", "move", "train"}
+    assert set(programs) == {"look", "gradients", "move", "draw", "network", "train"}
     for program in programs.values():
         assert not any(word in program.as_text() for word in TRAVEL)
 
