@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     programs = default_dir() / "xla"
     if _can_write(programs):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     # After the flags, for they take seconds.
     from dasm_jax import hosts, mesh, run, settings
 
@@ -44,6 +46,11 @@ def main(argv: list[str]) -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         hosts.leave(128 + stop.signal)
+    except BaseException:
+        if hosts.alone():
+            raise
+        traceback.print_exc()
+        hosts.leave(1)  # else the others would wait for this one, and it for them
     if hosts.is_first():
         print("\n".join(map(printable, text.split("\n"))))
 

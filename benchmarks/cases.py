@@ -93,6 +93,7 @@ def parse(
     if options.classes:
         classes = {"n_classes": options.classes}
         options.cases = [case._replace(**classes) for case in options.cases]
+    timing.check_devices(parser, options)
     if options.no_torch:
         return options
     if importlib.util.find_spec("torch") is None:

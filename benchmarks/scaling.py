@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     timing.add_options(parser, repeats=5)
     options = parser.parse_args(argv)
+    timing.check_devices(parser, options)
     for name in options.sweeps.split(","):
         if name not in SWEEPS:
             parser.error(f"unknown sweep {name!r}; known: {', '.join(SWEEPS)}")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dasm_jax.errors import UserError
+from dasm_jax.mesh import make_mesh
 from dasm_jax.workdir import provenance
 
 PEAK_SIDE = 2048  # of the matrices that the machine's peak is measured with
@@ -111,6 +113,14 @@ def add_options(parser: argparse.ArgumentParser, repeats: int) -> None:
     parser.add_argument(
         "--devices", type=positive, help="for ours; of a CPU each core is one (all)"
     )
+
+
+def check_devices(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program, with one line, where there are not so many devices."""
+    try:
+        make_mesh(options.devices or 0)
+    except UserError as error:
+        parser.error(str(error).replace("config.devices=", "--devices "))
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import coreset, sampling, trainers
+from dasm_jax import coreset, hosts, sampling, trainers
 from dasm_jax import mesh as meshes
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
@@ -120,7 +120,7 @@ def make_evaluator(
         while len(last) < s.networks:
             chunk = range(len(last), min(len(last) + at_once, s.networks))
             seen = _unless_out_of_memory(lambda c=chunk: train_chunk(c, data, table))
-            if seen is None:
+            if hosts.agree(int(seen is None)) or seen is None:
                 if len(chunk) == 1:
                     raise UserError(
                         "the device is out of memory with a single evaluation network; "

@@ -96,6 +96,7 @@ def make_expert_trainer(
         put = meshes.spread if several else meshes.place
         data, table = put(mesh, (data, table))
         state = trainers.share_out(mesh, begin(key, table), several=several)
+        key = (meshes.share_out if several else meshes.place)(mesh, key)
         seen = partial(trainers.gather, mesh, count=len(keys) if several else None)
         buffer = _make_buffer(network, len(experts), plan.epochs)
         _fill(buffer, np.s_[:, 0], seen(state.params))
@@ -103,7 +104,8 @@ def make_expert_trainer(
         for epoch in range(1, plan.epochs + 1):
             for done in range(0, steps, loop.steps_per_call):
                 size = min(loop.steps_per_call, steps - done)
-                state = advance(key, state, data, table, size)
+                with jax.transfer_guard("disallow"):
+                    state = advance(key, state, data, table, size)
             _fill(buffer, np.s_[:, epoch], seen(state.params))
             if not all(np.isfinite(x[:, epoch]).all() for x in jax.tree.leaves(buffer)):
                 raise UserError(

@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
         return False
     told = [
         mallopt(_M_MMAP_MAX, 0),  # large blocks come from the heap as well
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1),  # whose end is not given back
+        mallopt(_M_TRIM_THRESHOLD, -1),  # whose end is never given back
         mallopt(_M_ARENA_MAX, 1),  # of which there is one, without a limit of size
     ]
     return all(told)

@@ -60,11 +60,13 @@ def start(
             raise UserError(
                 "--coordinator, --processes and --process belong together; "
                 + " and ".join(f"--{name}" for name in missing)
-                + " is missing"
+                + (" is missing" if len(missing) == 1 else " are missing")
             )
         _check(str(coordinator), int(processes or 0), int(process or 0))
         if process:
             _wait_for(str(coordinator), timeout)
+    # It would take SIGTERM for itself, and a run would not stop.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator, processes, process, initialization_timeout=timeout
@@ -104,6 +106,11 @@ def _wait_for(coordinator: str, timeout: float) -> None:
             time.sleep(0.2)
 
 
+def alone() -> bool:
+    """Whether there are no other processes."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def is_first() -> bool:
     """Whether this process writes and prints; asks no device where it is alone."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
@@ -119,7 +126,7 @@ def leave(code: int) -> NoReturn:
 
 def agree(number: int) -> int:
     """The largest of the numbers of all processes, which wait for each other."""
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if alone():
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
@@ -130,7 +137,7 @@ def check(settings: Settings) -> None:
     Raises:
       UserError: the settings ask for it.
     """
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if alone():
         return
     if settings.experiment == "compare":
         raise UserError(
@@ -155,17 +162,18 @@ def folder(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
     Raises:
       UserError: the first process could not open it.
     """
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if alone():
         with open_folder as workdir:
             yield workdir
     elif is_first():
         with ExitStack() as stack:
             try:
                 workdir = stack.enter_context(open_folder)
-            except UserError:
+                packed = _pack(workdir)
+            except BaseException:
                 _send([])
                 raise
-            _send(_pack(workdir))
+            _send(packed)
             yield workdir
     else:
         with tempfile.TemporaryDirectory() as copy:
@@ -180,7 +188,7 @@ def folder(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
 def _pack(workdir: Path) -> list[bytes]:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(workdir, arcname=".")
+        archive.add(workdir.resolve(), arcname=".")
     content = packed.getvalue()
     return [content[i : i + CHUNK] for i in range(0, len(content), CHUNK)]
 

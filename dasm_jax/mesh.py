@@ -76,6 +76,11 @@ def make_mesh(devices: int) -> Mesh | None:
             f"config.devices={devices} leaves out some of the {len(there)} devices of "
             f"{jax.process_count()} processes; set it to 0 for all of them"
         )
+    if there[0].platform == "cpu" and len(there) > jax.process_count() > 1:
+        raise UserError(
+            "several processes on CPUs have one device each; unset "
+            "xla_force_host_platform_device_count in XLA_FLAGS and JAX_NUM_CPU_DEVICES"
+        )
     if count == 1:
         return None
     axis_types = (AxisType.Auto,)
@@ -125,9 +130,14 @@ def collect(mesh: Mesh | None, tree: Any) -> Any:
     """Put the rows of several devices together, where ``place`` puts."""
     if mesh is None:
         return tree
-    if mesh.talks:
-        return _put(tree, sharding(mesh))
+    if mesh.talks:  # from device to device, not by way of the host
+        return jax.jit(lambda tree: tree, out_shardings=sharding(mesh))(tree)
     return _put(tree, mesh.devices.devices.flat[0])
+
+
+def share_out(mesh: Mesh | None, rows: Any) -> Any:
+    """Put rows of the leading axis on the devices, which divide them, in shares."""
+    return rows if mesh is None else _put(rows, sharding(mesh, SPLIT))
 
 
 def _put(tree: Any, where: Any) -> Any:

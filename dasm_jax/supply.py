@@ -86,7 +86,8 @@ def _make_expert_supplier(
     on_expert: Callable[[int, int], None],
 ) -> Supplier:
     on_cpu, mesh = jax.default_backend() == "cpu", problem.loop.mesh
-    at_once = meshes.count(mesh) if on_cpu else EXPERTS_AT_ONCE
+    devices = meshes.count(mesh)  # each of which gets as many
+    at_once = devices if on_cpu else -(-EXPERTS_AT_ONCE // devices) * devices
     expert_plan = ExpertPlan(
         m.experts, m.epochs, m.at_once or at_once, recipe_from(m.recipe)
     )

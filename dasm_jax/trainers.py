@@ -173,18 +173,21 @@ def make_trainer(
         if count is None:
             data, table = meshes.place(loop.mesh, (data, table))
             advance, state = alone, start(key, table)
+            key = meshes.place(loop.mesh, key)
         else:
             data, table = meshes.spread(loop.mesh, (data, table))
             key = meshes.pad(loop.mesh, key)
             advance = together
             state = _stack_states([start(one, table) for one in key])
+            key = meshes.share_out(loop.mesh, key)
         state = share_out(loop.mesh, state, several=count is not None)
         kept, done = [], 0
         for i in range(snapshots):
             stop = recipe.decay_steps * (i + 1) // snapshots
             while done < stop:
                 steps = min(loop.steps_per_call, stop - done)
-                state = advance(key, state, data, table, steps)
+                with jax.transfer_guard("disallow"):
+                    state = advance(key, state, data, table, steps)
                 done += steps
             kept.append(see(gather(loop.mesh, state.params, count)))
         return kept

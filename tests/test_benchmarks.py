@@ -131,7 +131,9 @@ def test_update_step(parity, tmp_path, capsys):
     assert set(line["ratio"]) == {"step", "matching", "network"}
 
 
-@pytest.mark.parametrize("arguments", [["--cases", "large"], ["--repeats", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--cases", "large"], ["--repeats", "0"], ["--devices", "99"]]
+)
 def test_wrong_options(arguments, capsys):
     with pytest.raises(SystemExit):
         update_step.main(arguments)

@@ -85,7 +85,7 @@ def convolve(
             ahead = [(low - reach, high - reach) for low, high in padding]
             inputs = jnp.pad(inputs, ((0, 0), *ahead, (0, 0)))
             padding = ((reach, reach),) * 2
-        if _is_wide(inputs, kernel, strides, padding):
+        if _is_wide(inputs, kernel, strides, padding) and _is_usual(**options):
             return winograd(inputs, kernel)
     return lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
@@ -114,6 +114,16 @@ def _is_wide(
         and not isinstance(padding, str)
         and [tuple(pair) for pair in padding] == [(1, 1), (1, 1)]
     )
+
+
+def _is_usual(
+    lhs_dilation: Sequence[int] = (),
+    rhs_dilation: Sequence[int] = (),
+    precision: Any = None,
+    **options: Any,
+) -> bool:
+    """Nothing asked for but channels last, which is how ``nn.Conv`` calls."""
+    return {*lhs_dilation, *rhs_dilation} <= {1} and precision is None
 
 
 def winograd(
