@@ -210,7 +210,9 @@ def _program_of_each_piece(
 
     def run(key, state, data):
         state, seen = programs["look"](key, state, data)
-        given = mesh.spread(around, _of_all_parts(seen, state, data))
+        given = _of_all_parts(seen, state, data)
+        if around is not None:
+            given = mesh.spread(around, given)
         results = [programs["gradients"](group, *given) for group in groups]
         state, distances = programs["move"](state, mesh.collect(around, results))
         for _ in range(network_steps):

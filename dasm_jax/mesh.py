@@ -123,7 +123,7 @@ def place(mesh: Mesh | None, tree: Any) -> Any:
 
 def spread(mesh: Mesh | None, tree: Any) -> Any:
     """Put arrays whole on every device, for ``jit_rows`` and other shared programs."""
-    return tree if mesh is None else _put(tree, sharding(mesh))
+    return place(mesh, tree) if mesh is None else _put(tree, sharding(mesh))
 
 
 def collect(mesh: Mesh | None, tree: Any) -> Any:
