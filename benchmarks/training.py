@@ -3,22 +3,25 @@
     python -m benchmarks.training --cases small,paper --networks 1,3
 
 One recipe on both sides: batches of 64, colour and crop for each image, CutMix in
-every second batch. Ours trains one network, or several at once, from scratch; eager
-PyTorch trains one after another, so how many there are does not matter to it.
+every second batch. Ours trains one network, or several at once, from scratch: as
+evaluation and scoring do, and as experts, whose parameters are brought to the host
+before and after. Eager PyTorch trains one after another, so how many there are does not
+matter to it.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import cases, timing
 from benchmarks.cases import Case, problem_for
 from benchmarks.timing import spread
-from dasm_jax import trainers
+from dasm_jax import experts, sampling, trainers
 from dasm_jax.evaluate import full_set
 from dasm_jax.host_memory import keep_freed_memory
 from dasm_jax.mesh import take_cores_for_devices
@@ -27,6 +30,14 @@ from dasm_jax.recipes import recipe_from
 from dasm_jax.training import Recipe
 
 WIDTHS = (26, 26, 24)
+
+
+class Work(NamedTuple):
+    """One way of training, and how much of it a call is."""
+
+    run: Callable[[], object]
+    networks: int
+    steps: int  # of each network
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,18 +74,19 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     problem = problem_for(case, options.devices)
     s = problem.settings.matcher.idc.trajectory.recipe  # color, crop and CutMix
     recipe = recipe_from(s, decay_steps=options.steps)
-    works = {
-        f"ours {count}": make_ours(problem, recipe, count) for count in options.networks
-    }
+    works = {}
+    for count in options.networks:
+        works[f"ours {count}"] = make_ours(problem, recipe, count)
+        works[f"experts {count}"] = make_experts(problem, recipe, count)
     if not options.no_torch:
         works["torch 1"] = make_torch(problem, recipe)
-    first = {name: timing.seconds_of(work) for name, work in works.items()}
-    seconds = timing.in_turns(works, options.repeats)
+    first = {name: timing.seconds_of(work.run) for name, work in works.items()}
+    calls = {name: work.run for name, work in works.items()}
     rows = {}
-    for name, taken in seconds.items():
-        count = int(name.split()[1])
+    for name, taken in timing.in_turns(calls, options.repeats).items():
+        _, count, steps = works[name]
         # Of one network: the time of a call is shared by all that it trains.
-        per_step = spread([t / options.steps / count for t in taken])
+        per_step = spread([t / steps / count for t in taken])
         rows[name] = {
             "step_ms": timing.as_json(per_step),
             "steps_per_second": round(1 / per_step.median, 2),
@@ -95,7 +107,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_ours(problem: Problem, recipe: Recipe, count: int) -> Callable[[], None]:
+def make_ours(problem: Problem, recipe: Recipe, count: int) -> Work:
     """Train ``count`` networks at once from scratch, for the recipe's steps."""
     train = trainers.make_trainer(
         problem.network, recipe, problem.statistics, problem.loop
@@ -108,13 +120,30 @@ def make_ours(problem: Problem, recipe: Recipe, count: int) -> Callable[[], None
     def work() -> None:
         jax.block_until_ready(train(key, data, table))
 
-    return work
+    return Work(work, count, recipe.decay_steps)
 
 
-def make_torch(problem: Problem, recipe: Recipe) -> Callable[[], None]:
+def make_experts(problem: Problem, recipe: Recipe, count: int) -> Work:
+    """Train ``count`` experts at once for an epoch, of the recipe's steps if the images
+    are enough for them."""
+    train = experts.make_expert_trainer(
+        problem.network,
+        experts.ExpertPlan(count, 1, count, recipe),
+        problem.statistics,
+        experts.STEP_BY_STEP._replace(mesh=problem.loop.mesh),
+    )
+    images = len(problem.real.labels)
+    steps = max(1, min(recipe.decay_steps, images // recipe.batch))
+    table = sampling.prefix_table(min(images, steps * recipe.batch), images)
+
+    def work() -> None:
+        train(jax.random.key(0), 1, range(count), problem.real, table)
+
+    return Work(work, count, steps)
+
+
+def make_torch(problem: Problem, recipe: Recipe) -> Work:
     """Train a network in eager PyTorch, in the faster memory format."""
-    import numpy as np  # PyTorch's side alone draws its batches on the host
-
     from benchmarks import theirs
 
     theirs.use_all_cores()
@@ -132,7 +161,7 @@ def make_torch(problem: Problem, recipe: Recipe) -> Callable[[], None]:
         for _ in range(recipe.decay_steps):
             step()
 
-    return work
+    return Work(work, 1, recipe.decay_steps)
 
 
 def show(line: dict[str, Any]) -> str:
@@ -144,7 +173,7 @@ def show(line: dict[str, Any]) -> str:
         if not isinstance(row, dict) or "step_ms" not in row:
             continue
         side, count = name.split()
-        title = {"ours": "ours", "torch": "eager PyTorch"}[side]
+        title = "eager PyTorch" if side == "torch" else side
         milliseconds = timing.Spread(**row["step_ms"]).times(1e-3)
         rows.append(
             (
