@@ -1,14 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test torture determinism fuzz lint bench bench-scaling bench-training
+.PHONY: run test test-all torture determinism fuzz lint bench bench-scaling bench-training
 
 run: .venv/run  ## distil scikit-learn's digits in about two minutes
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: .venv/test  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/test  ## and the slow ones, and all generated cases: half an hour
+	ALL_CASES=1 $(PYTEST)
 
 torture: .venv/test  ## kill a run 20 times, compare with one left in peace: minutes
 	$(BIN)/python -m tests.torture $(ARGS)

@@ -14,6 +14,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads of XLA's pool: devices that wait for each other hold one each, and on two
+# cores eight of them would wait for good (docs/performance.md).
+os.environ["NPROC"] = "16"
 
 from pathlib import Path
 
@@ -31,6 +34,30 @@ jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "tests")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# Whole files go to one worker each, and the longest must not be the last.
+LONGEST = (
+    "test_mesh",
+    "test_compare",
+    "test_resume",
+    "test_hosts",
+    "test_trajectory",
+    "test_properties",
+    "test_idc",
+    "test_dasm",
+    "test_methods",
+    "test_convolution",
+    "test_image_configs",
+    "test_curve",
+    "test_features",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of the longest files first; others stay where they are."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
 
 install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 

@@ -87,6 +87,7 @@ def test_imagenet10_with_its_network(tmp_path):
     assert images.shape[-3:] == (48, 48, 3)
 
 
+@pytest.mark.slow
 def test_tiny_imagenet(tmp_path):
     root = photos(tmp_path / "photos")
     images = start(

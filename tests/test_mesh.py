@@ -59,7 +59,10 @@ made = cache(make_set)
 # --- the set --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+FOUR = pytest.param(4, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("devices", [2, FOUR, 8])
 def test_any_number_of_devices_makes_the_same_set(devices):
     np.testing.assert_allclose(made(devices), made(1), atol=ROUNDING, rtol=0)
     np.testing.assert_array_equal(make_set(devices), made(devices))
@@ -70,8 +73,8 @@ def test_the_pixels_have_moved():
     assert np.abs(made(1) - still).max() > 100 * ROUNDING
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_rolled_loops_on_several_devices(devices):
+@pytest.mark.parametrize("devices", [2, FOUR, 8])
+def test_rolled_loops_on_devices_that_talk(devices):
     rolled = make_set(devices, rolled=True, talks=True)
     np.testing.assert_allclose(rolled, made(1), atol=ROUNDING, rtol=0)
     np.testing.assert_array_equal(make_set(devices, rolled=True, talks=True), rolled)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -20,19 +20,8 @@ from dasm_jax.parameterization import (
 )
 from dasm_jax.schedule import ClassDifficulty, PoolContext, Window
 from dasm_jax.settings import check_against_data, from_config, to_dict
+from tests.generated import cases, result_or_one_line
 from tests.test_settings import LEAVES, config_with
-
-
-def cases(count):
-    """That many examples, the same ones in every run, however slow the machine."""
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
 
 # --- settings -------------------------------------------------------------------------
 
@@ -77,15 +66,13 @@ CHANGES = st.lists(st.sampled_from(sorted(LEAVES)), max_size=4, unique=True).fla
     shape=st.tuples(*[st.integers(1, 300)] * 2, st.sampled_from([1, 3])),
 )
 def test_a_config_is_settings_or_one_line(changes, counts, shape):
-    try:
+    def read():
         found = from_config(config_with(**changes))
         check_against_data(found, counts, shape)
-    except UserError as error:
-        refused = str(error)
-    else:
-        refused = None
-    if refused is not None:
-        assert refused.isprintable()
+        return found
+
+    found = result_or_one_line(read)
+    if found is None:
         return
     # What was accepted is what was asked for, and holds the promises of its fields.
     plain = to_dict(found)
