@@ -24,7 +24,7 @@ from dasm_jax.experiments.keeper import Keeper, discard
 from dasm_jax.files import write_json
 from dasm_jax.measures import Reference
 from dasm_jax.plan import plan_segments
-from dasm_jax.pools import decile_shares
+from dasm_jax.pools import decile_shares, digest
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.progress import Progress, Seconds, SegmentResult
 from dasm_jax.schema import Settings
@@ -148,6 +148,7 @@ def _segment_record(
     problem: Problem, result: SegmentResult, shares: np.ndarray | None
 ) -> dict[str, Any]:
     plan, difficulty = result.plan, result.pool.difficulty
+    members = np.concatenate(result.pool.members)
     record: dict[str, Any] = {
         "segment": plan.segment,
         "size": plan.size,
@@ -157,12 +158,12 @@ def _segment_record(
         "learning_rate": plan.learning_rate,
         "matching_flops": plan.flops,
         **_seconds([result]),
-        "pool_sizes": [len(members) for members in result.pool.members],
+        "pool_sizes": [len(of_class) for of_class in result.pool.members],
+        "pool_sha256": digest(members),
     }
     if result.learned != ():
         record["step_size"] = result.learned
     if difficulty is not None and shares is not None:
-        members = np.concatenate(result.pool.members)
         record |= {
             "score_mean_all": float(difficulty.scores.mean()),
             "score_mean_pool": float(difficulty.scores[members].mean()),
