@@ -96,7 +96,7 @@ class Shared(NamedTuple):
     make_pool: MakePool
     supplier: Supplier
     on_outer: Callable[[Progress], None]
-    programs: dict[tuple[int, int], Programs]  # those of every shape seen so far
+    programs: dict[tuple[int, int, int], Programs]  # of every shape and rate so far
 
 
 def run_dasm(
@@ -127,7 +127,7 @@ def run_dasm(
       NonFiniteError: a distance or pixel is not finite; carries the last good set.
     """
     root = jax.random.key(problem.settings.seed)
-    results, active = resume or Snapshot([])
+    results, active, halvings = resume or Snapshot([])
     results = list(results)
     pools = [each.pool for each in (*results, active) if each is not None]
     shared = Shared(
@@ -139,7 +139,7 @@ def run_dasm(
         programs={},
     )
     for plan in (plans or plan_segments(problem))[len(results) :]:
-        result = match_segment(shared, plan, results, active)
+        result = match_segment(shared, plan.slowed(halvings), results, active)
         active = None
         results.append(result)
         on_segment(result)
@@ -187,7 +187,7 @@ def match_segment(
         state = place(start(Variables(pixels, problem.method.learned), given))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
-    shape = (plan.size, plan.network_steps)
+    shape = (plan.size, plan.network_steps, plan.halvings)
     if shape not in programs:
         step = distill.make_step(
             problem.method.objective(context_of(problem), problem.loop),
@@ -229,11 +229,12 @@ def match_segment(
         good, now = now.clip(0.0, 1.0), _as_shown(optimizers, state)
         trouble = _trouble(problem, plan, outer, distances, now)
         if trouble:
-            raise NonFiniteError(trouble, synthetic_set([*finished, good]))
+            last_good = synthetic_set([*finished, good])
+            raise NonFiniteError(trouble, last_good, _remedy(problem, plan))
         spent = time.perf_counter() - began
         seconds = seconds._replace(matching=seconds.matching + spent)
         stands = (outer + 1, pool_round, pool, state, seconds)
-        snapshot = partial(_snapshot, list(results), stands)
+        snapshot = partial(_snapshot, list(results), stands, plan.halvings)
         on_outer(Progress(plan, outer + 1, distances, spent, snapshot))
     learned = jax.tree.map(float, state.variables.learned)
     seen = learner.view(key, state.learner, data, state.step - 1)
@@ -248,11 +249,12 @@ def _as_shown(optimizers: distill.Optimizers, state: SegmentState) -> np.ndarray
     return np.asarray(pixels)
 
 
-def _snapshot(finished: list[SegmentResult], stands: tuple) -> Snapshot:
+def _snapshot(finished: list[SegmentResult], stands: tuple, halvings: int) -> Snapshot:
     outer, pool_round, pool, state, seconds = stands
     # On CPU np.asarray is a view of memory that the next update is given.
     leaves = [np.array(leaf) for leaf in jax.tree.leaves(state)]
-    return Snapshot(finished, Active(outer, pool_round, pool, leaves, seconds))
+    active = Active(outer, pool_round, pool, leaves, seconds)
+    return Snapshot(finished, active, halvings)
 
 
 def _put_back(
@@ -310,13 +312,19 @@ def _trouble(
         where += f", class {label} ({problem.dataset.class_names[label]})"
     else:
         return None
+    return f"{what} is not finite in {where}"
+
+
+def _remedy(problem: Problem, plan: SegmentPlan) -> str:
     matcher = problem.settings.matcher
     fields = f"config.matcher.{matcher.name}.image.lr"
     if isinstance(matcher.active, TrajectoryMatchingSettings):
         fields += f", config.matcher.{matcher.name}.step_size or step_size_lr"
+    if not plan.halvings:
+        fields += ", or set config.on_nonfinite='rollback'"
     return (
-        f"{what} is not finite in {where}; lower {fields} (the segment's image rate is "
-        f"{plan.learning_rate:g}); the last good set is kept"
+        f"lower {fields} (the segment's image rate is {plan.learning_rate:g}); "
+        "the last good set is kept"
     )
 
 

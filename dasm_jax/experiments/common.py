@@ -13,17 +13,11 @@ from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
+from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schema import BatchMethodSettings, Settings
 from dasm_jax.settings import check_against_data
 from dasm_jax.types import Dataset
-from dasm_jax.workdir import (
-    REPORT,
-    LogPosition,
-    PhaseClock,
-    RunLog,
-    claim_workdir,
-    manifest,
-)
+from dasm_jax.workdir import REPORT, PhaseClock, claim_workdir, manifest
 
 SUMMARY = "summary.json"
 FINISHED = "this run was finished before; remove its folder to run it again"

@@ -32,11 +32,11 @@ from dasm_jax.experiments.common import (
 from dasm_jax.experiments.compare_table import Cell, render
 from dasm_jax.experiments.document import check_document, renew_section
 from dasm_jax.files import expecting_ours, read_json, write_atomically, write_json
+from dasm_jax.run_log import RunLog
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
 from dasm_jax.workdir import (
     PhaseClock,
-    RunLog,
     claim_workdir,
     highest_peak,
     manifest,

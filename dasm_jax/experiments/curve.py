@@ -9,6 +9,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,19 +27,14 @@ from dasm_jax.experiments.curve_table import (
 )
 from dasm_jax.experiments.document import as_text, check_document, renew_section
 from dasm_jax.experiments.keeper import discard
+from dasm_jax.experiments.rollback import log_rollback
 from dasm_jax.files import read_json, read_record, write_atomically, write_json
 from dasm_jax.problem import Problem, decoded_count, make_problem
+from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
 from dasm_jax.types import ArrayDataset, Dataset
-from dasm_jax.workdir import (
-    LogPosition,
-    PhaseClock,
-    RunLog,
-    claim_workdir,
-    manifest,
-    provenance,
-)
+from dasm_jax.workdir import PhaseClock, claim_workdir, manifest, provenance
 
 # What the files of a set and of an accuracy must hold.
 COST = ("matching_flops", "seconds_making")
@@ -263,7 +259,11 @@ class _Bench:
             if cell.method in sets.DISTILLED:
                 settings = sets.settings_for(s, cell.method, made.ipc, self._seed)
                 parts, records = sets.distil(
-                    settings, self._dataset, folder, self._log.line
+                    settings,
+                    self._dataset,
+                    folder,
+                    self._log.line,
+                    partial(log_rollback, self._log, cell=name),
                 )
                 for record in records:
                     self._log.metrics("measures", cell=name, **record)
