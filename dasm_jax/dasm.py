@@ -16,6 +16,7 @@ import numpy as np
 
 from dasm_jax import distill, initial, mesh, sampling, training
 from dasm_jax.budget import SegmentPlan
+from dasm_jax.device_memory import Need, estimate
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.image_optimizer import make_image_optimizer
 from dasm_jax.keys import Use, key_for
@@ -85,7 +86,7 @@ class Programs(NamedTuple):
     """Compiled once for all segments of one shape: others are refused."""
 
     update: distill.Update
-    start_outer: Callable[..., SegmentState]
+    start_outer: jax.stages.Compiled  # (state, given) -> state
 
 
 class Shared(NamedTuple):
@@ -96,6 +97,7 @@ class Shared(NamedTuple):
     make_pool: MakePool
     supplier: Supplier
     on_outer: Callable[[Progress], None]
+    on_need: Callable[[Need], None]
     programs: dict[tuple[int, int, int], Programs]  # of every shape and rate so far
 
 
@@ -108,6 +110,7 @@ def run_dasm(
     on_network: Callable[[], None] = lambda: None,
     on_expert: Callable[[int, int], None] = lambda segment, done: None,
     on_outer: Callable[[Progress], None] = lambda progress: None,
+    on_need: Callable[[Need], None] = lambda need: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
 ) -> list[SegmentResult]:
     """Make all segments, easy to hard. With one segment this is the plain matcher.
@@ -121,6 +124,7 @@ def run_dasm(
       on_network: called after every network that was trained to score.
       on_expert: called with segment and number of experts that are ready.
       on_outer: called after every outer iteration.
+      on_need: called with an estimate of memory ahead of a segment of a new shape.
       on_segment: called when a segment is frozen.
 
     Raises:
@@ -136,6 +140,7 @@ def run_dasm(
         make_pool_maker(problem, root, on_network=on_network, earlier=pools),
         make_supplier(problem, root, experts_folder, on_expert),
         on_outer,
+        on_need,
         programs={},
     )
     for plan in (plans or plan_segments(problem))[len(results) :]:
@@ -163,7 +168,7 @@ def match_segment(
     Raises:
       NonFiniteError: see ``run_dasm``.
     """
-    problem, root, make_pool, supplier, on_outer, programs = shared
+    problem, root, make_pool, supplier, on_outer, on_need, programs = shared
     s = problem.settings
     place = partial(mesh.place, problem.loop.mesh)
     key = place(root)
@@ -200,6 +205,10 @@ def match_segment(
             distill.compile_update(step, plan.network_steps, loop, (key, state, data)),
             mesh.jit(loop.mesh, begin).lower(state, given).compile(),
         )
+        update, start_outer = programs[shape]
+        compiled = [*update.programs.values(), start_outer]
+        if (need := estimate((state, data), compiled, loop.mesh)) is not None:
+            on_need(need)
     update, start_outer = programs[shape]
     seconds = seconds._replace(
         compiling=seconds.compiling + time.perf_counter() - began,

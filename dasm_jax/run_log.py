@@ -40,6 +40,7 @@ class RunLog:
             self._text = open_to_append(workdir / "log.txt")
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
+        self.facts: dict[str, Any] = {}  # that the manifest is to hold as well
         after = after or LogPosition()
         self._began = time.perf_counter() - after.seconds
         self._done, self._total = after.done, total

@@ -50,6 +50,7 @@ ROWS = [
     [
         "dasm_jax.checkpoint",
         "dasm_jax.data",
+        "dasm_jax.device_memory",
         "dasm_jax.errors",
         "dasm_jax.files",
         "dasm_jax.host_memory",

@@ -5,16 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dasm_jax.data import load_dataset
-from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.run_log import LogPosition, RunLog
-from dasm_jax.schema import BatchMethodSettings, Settings
+from dasm_jax.schema import Settings
 from dasm_jax.settings import check_against_data
 from dasm_jax.types import Dataset
 from dasm_jax.workdir import REPORT, PhaseClock, claim_workdir, manifest
@@ -63,31 +61,6 @@ def load_problem(settings: Settings) -> Problem:
     return make_problem(settings, dataset)
 
 
-@contextmanager
-def memory_explained(settings: Settings) -> Iterator[None]:
-    """Say what to lower when the device runs out of memory.
-
-    Raises:
-      UserError: it did.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        names, name = ["network.width"], settings.matcher.name
-        if settings.experiment == "evaluate":
-            names.insert(0, "evaluate.recipe.batch")
-        elif settings.experiment != "recover":
-            names.insert(0, f"matcher.{name}.synthetic_batch")
-            if isinstance(settings.matcher.active, BatchMethodSettings):
-                names.insert(0, f"matcher.{name}.real_batch")
-        raise UserError(
-            "the device is out of memory; lower "
-            + " or ".join(f"config.{name}" for name in names)
-        ) from None
-
-
 def finished_summary(workdir: Path) -> dict[str, Any] | None:
     """What a finished run wrote, or None where it is not finished.
 
@@ -134,8 +107,8 @@ def recorded(
         yield log
     finally:
         log.close()
-        content_hash = problem.dataset.content_hash
-        write_json(workdir / "manifest.json", manifest(content_hash, clock.seconds))
+        details = manifest(problem.dataset.content_hash, clock.seconds)
+        write_json(workdir / "manifest.json", details | log.facts)
 
 
 class Table:

@@ -24,13 +24,13 @@ from dasm_jax.experiments.common import (
     finished_summary,
     load_data,
     load_problem,
-    memory_explained,
     percent,
     recorded,
     written,
 )
 from dasm_jax.experiments.compare_table import Cell, render
 from dasm_jax.experiments.document import check_document, renew_section
+from dasm_jax.experiments.memory import memory_explained
 from dasm_jax.files import expecting_ours, read_json, write_atomically, write_json
 from dasm_jax.run_log import RunLog
 from dasm_jax.schema import Settings

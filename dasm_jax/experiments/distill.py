@@ -10,6 +10,7 @@ import numpy as np
 from dasm_jax import evaluate, export, figures, measures
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import synthetic_set
+from dasm_jax.device_memory import Need
 from dasm_jax.errors import Interrupted, NonFiniteError
 from dasm_jax.experiments.common import (
     Table,
@@ -109,6 +110,10 @@ def _distill(
             _describe_pool(problem, result),
         )
 
+    def on_need(need: Need) -> None:
+        log.facts["estimated_memory_bytes"] = need._asdict()
+        log.line(str(need))
+
     try:
         return keeper.distil(
             experts_folder=workdir / "experts",
@@ -119,6 +124,7 @@ def _distill(
             on_outer=on_outer,
             on_segment=on_segment,
             on_rollback=partial(undo, log),
+            on_need=on_need,
         )
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)

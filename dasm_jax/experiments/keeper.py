@@ -22,8 +22,10 @@ from dasm_jax.checkpoint import (
     save,
 )
 from dasm_jax.dasm import run_dasm
+from dasm_jax.device_memory import Need
 from dasm_jax.errors import Interrupted, NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy
+from dasm_jax.experiments.memory import check_fits, memory_explained
 from dasm_jax.experiments.rollback import Rollback
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Progress, SegmentResult, Snapshot
@@ -123,6 +125,7 @@ class Keeper:
         on_outer: Callable[[Progress], None] = lambda progress: None,
         on_segment: Callable[[list[SegmentResult]], None] = lambda results: None,
         on_rollback: Callable[[Rollback], None] = lambda rollback: None,
+        on_need: Callable[[Need], None] = lambda need: None,
     ) -> list[SegmentResult]:
         """Make what is missing of the segments; arguments as of ``run_dasm``.
 
@@ -134,14 +137,18 @@ class Keeper:
           on_segment: called when a segment is frozen, before it is kept, with all that
             are.
           on_rollback: called before the run goes on from an earlier moment.
+          on_need: called with an estimate of memory, ahead of the first segment and of
+            any that needs more.
 
         Raises:
           Interrupted: by a signal; everything up to the last outer iteration is kept.
           NonFiniteError: see ``run_dasm``; the settings want no rollback, or there were
             too many.
-          UserError: a checkpoint cannot be written.
+          UserError: a checkpoint cannot be written, or the device is too small.
         """
-        every = 60 * self._problem.settings.checkpoint.minutes
+        settings = self._problem.settings
+        needs: list[Need] = []  # the largest one last
+        every = 60 * settings.checkpoint.minutes
         if not self._kept:
             self._kept = [Kept(0, Snapshot([]), position(), tried=False)]
 
@@ -160,6 +167,12 @@ class Keeper:
                 asked,
                 f"stopped by {name}; the same command goes on from {self.where}",
             )
+
+        def check_need(need: Need) -> None:
+            if not needs or sum(need[:2]) > sum(needs[-1][:2]):
+                needs.append(need)
+                on_need(need)
+                check_fits(settings, need)
 
         def after_expert(segment: int, done: int) -> None:
             on_expert(segment, done)
@@ -180,7 +193,8 @@ class Keeper:
             keep(Snapshot(finished, None, self.snapshot.halvings))
             stop_if_asked()
 
-        with signals.noted() as found:
+        last = lambda: needs[-1] if needs else None  # noqa: E731
+        with signals.noted() as found, memory_explained(settings, last):
             while True:
                 try:
                     results = run_dasm(
@@ -191,6 +205,7 @@ class Keeper:
                         on_network=stop_if_asked,
                         on_expert=after_expert,
                         on_outer=after_outer,
+                        on_need=check_need,
                         on_segment=after_segment,
                     )
                     break

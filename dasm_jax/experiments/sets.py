@@ -114,7 +114,11 @@ def distil(
     """
     problem = make_problem(settings, dataset)
     with Keeper(problem, plan_segments(problem), folder) as keeper:
-        results = keeper.distil(experts_folder=folder, on_rollback=on_rollback)
+        results = keeper.distil(
+            experts_folder=folder,
+            on_rollback=on_rollback,
+            on_need=lambda need: say(str(need)),
+        )
     parts = [
         Part(
             result.pixels,
