@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ from dasm_jax.files import cannot_write, write_atomically
 TREE = "tree"
 METADATA = "metadata.json"
 INSTEAD_OF = "instead_of"
+OVERHEAD = 2**14  # bytes that Orbax writes about an item, more or less
 
 _log = logging.getLogger(__name__)
 _quiet = threading.Lock()
@@ -63,9 +65,7 @@ def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / METADATA).unlink(missing_ok=True)
-        # Asked beforehand, because Orbax meets a full disk with pages of tracebacks.
-        if shutil.disk_usage(path).free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _take_room(path, size)
         with _quiet_checkpointer() as checkpointer:
             checkpointer.save(path / TREE, ocp.args.PyTreeSave(arrays), force=True)
         record = {"metadata": metadata, "files": _digests(path / TREE)}
@@ -254,6 +254,18 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unusable(path) from error
+
+
+def _take_room(folder: Path, size: int) -> None:
+    """Raise an OSError where so many bytes cannot be written.
+
+    Orbax meets that with pages of tracebacks.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):  # a limit on files, or on what a user may have
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size + OVERHEAD)
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -19,7 +19,7 @@ from tests.test_resume import (  # noqa: F401  (fixtures)
 )
 
 # Without a norm the distance grows with the fourth power of the rate: f32 overflows in
-# the second outer iteration, at this rate and at half of it.
+# the second outer iteration, until the rate is a few times smaller.
 DIVERGES = {
     "on_nonfinite": "rollback",
     "network__norm": "none",
@@ -50,17 +50,17 @@ def metrics(workdir, kind):
 
 def test_a_real_divergence_is_left_behind(diverged):
     summary = json.loads((diverged / "summary.json").read_text())
-    assert summary["halvings"] == 2
+    count = summary["halvings"]
+    assert 1 < count < keeper.MOST_HALVINGS
     with np.load(diverged / "synthetic.npz") as file:
         assert np.isfinite(file["images"]).all()
     rollbacks = metrics(diverged, "rollback")
-    assert [line["halvings"] for line in rollbacks] == [1, 2]
+    assert [line["halvings"] for line in rollbacks] == [*range(1, count + 1)]
     for line in rollbacks:
-        assert (
-            "distance is not finite in segment 1, outer iteration 2" in line["trouble"]
-        )
+        assert "is not finite in segment 1, outer iteration 2, inner" in line["trouble"]
         assert line["back_to"] == "segment 1, outer iteration 1"
-    assert [r["learning_rate"] for r in metrics(diverged, "segment")] == [1.25e11] * 2
+    rates = [r["learning_rate"] for r in metrics(diverged, "segment")]
+    assert rates == [5e11 / 2**count] * 2
     done = [(r["segment"], r["outer"]) for r in metrics(diverged, "outer")]
     assert done == [(1, 1), (1, 2), (2, 1), (2, 2)]
     log = (diverged / "log.txt").read_text()

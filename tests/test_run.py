@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import run
+from dasm_jax import dasm, device_memory, run
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import common, distill
 from dasm_jax.settings import check_key, from_config

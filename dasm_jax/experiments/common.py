@@ -1,13 +1,14 @@
 """What experiments share: loading, rows of a table, and what is printed at the end."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dasm_jax.data import load_dataset
+from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
@@ -87,6 +88,30 @@ def shown_again(
 
 
 @contextmanager
+def accounted(
+    log: RunLog, workdir: Path, content_hash: str, clock: PhaseClock
+) -> Iterator[None]:
+    """Close the log in the end, and say where the numbers come from.
+
+    Raises:
+      UserError: that cannot be written, and nothing else had ended the run.
+    """
+
+    def write() -> None:
+        log.close()
+        details = manifest(content_hash, clock.seconds) | log.facts
+        write_json(workdir / "manifest.json", details)
+
+    try:
+        yield
+    except BaseException:
+        with suppress(UserError):
+            write()
+        raise
+    write()
+
+
+@contextmanager
 def recorded(
     problem: Problem,
     workdir: Path,
@@ -103,12 +128,8 @@ def recorded(
     """
     claim_workdir(workdir, problem.settings)
     log = RunLog(workdir, units, after=after)
-    try:
+    with accounted(log, workdir, problem.dataset.content_hash, clock):
         yield log
-    finally:
-        log.close()
-        details = manifest(problem.dataset.content_hash, clock.seconds)
-        write_json(workdir / "manifest.json", details | log.facts)
 
 
 class Table:
