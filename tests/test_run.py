@@ -310,7 +310,7 @@ def test_too_little_memory_is_said_before_the_start(tmp_path, monkeypatch):
 
 
 def test_what_a_program_takes():
-    step = jax.jit(lambda x: (x @ x).sum()).lower(jnp.ones((100, 100))).compile()
+    step = jax.jit(lambda x: (x @ x @ x).sum()).lower(jnp.ones((100, 100))).compile()
     found = device_memory.program_bytes(step)
     assert found is not None
     assert (found["argument"], found["output"]) == (40_000, 4)
