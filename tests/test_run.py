@@ -310,13 +310,17 @@ def test_too_little_memory_is_said_before_the_start(tmp_path, monkeypatch):
 
 
 def test_what_a_program_takes():
-    step = jax.jit(lambda x: (x @ x @ x).sum()).lower(jnp.ones((100, 100))).compile()
+    step = (
+        jax.jit(lambda x: jnp.sort(jnp.tanh(x @ x) @ x) @ x)
+        .lower(jnp.ones((100, 100)))
+        .compile()
+    )
     found = device_memory.program_bytes(step)
     assert found is not None
-    assert (found["argument"], found["output"]) == (40_000, 4)
+    assert (found["argument"], found["output"]) == (40_000, 40_000)
     assert found["temp"] >= 40_000
     need = device_memory.estimate(jnp.ones(5), [step, step], None)
     assert need is not None
-    assert (need.data, need.programs) == (20, found["temp"] + 8)
+    assert (need.data, need.programs) == (20, found["temp"] + 80_000)
     assert 0 < need.used < need.limit
     assert need.fits == (need.used + need.programs <= need.limit)
