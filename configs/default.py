@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
     config.experiment = "distill"  # what to run
     config.seed = 0  # of the synthesis
     config.devices = 0  # to work on side by side; 0: all there are
+    # A distance or pixel that is not finite: stop, or rollback (to the last checkpoint,
+    # with the image rate halved from there on; ten times, then it stops)
+    config.on_nonfinite = "stop"
     config.ipc = 10  # stored images per class, all segments together
 
     config.data = data = ConfigDict()

@@ -12,7 +12,7 @@ from dasm_jax.experiments import (
     evaluate,
     recover,
 )
-from dasm_jax.experiments.common import memory_explained
+from dasm_jax.experiments.memory import memory_explained
 from dasm_jax.schema import Settings
 from dasm_jax.workdir import REPORT, open_workdir
 

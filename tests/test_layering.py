@@ -22,7 +22,7 @@ ROWS = [
     ["dasm_jax.progress"],
     ["dasm_jax.coreset", "dasm_jax.plan", "dasm_jax.pools", "dasm_jax.supply"],
     ["dasm_jax.report"],
-    ["dasm_jax.problem", "dasm_jax.workdir"],
+    ["dasm_jax.problem", "dasm_jax.run_log", "dasm_jax.workdir"],
     ["dasm_jax.methods", "dasm_jax.recipes", "dasm_jax.settings"],
     ["dasm_jax.hosts"],
     ["dasm_jax.distill", "dasm_jax.schema"],
@@ -50,6 +50,7 @@ ROWS = [
     [
         "dasm_jax.checkpoint",
         "dasm_jax.data",
+        "dasm_jax.device_memory",
         "dasm_jax.errors",
         "dasm_jax.files",
         "dasm_jax.host_memory",

@@ -9,14 +9,21 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dasm_jax import evaluate, records
-from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.errors import CannotWrite, NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
-from dasm_jax.experiments.common import check_fit, load_data, percent, written
+from dasm_jax.experiments.common import (
+    accounted,
+    check_fit,
+    load_data,
+    percent,
+    written,
+)
 from dasm_jax.experiments.curve_table import (
     FULL,
     Entry,
@@ -26,19 +33,14 @@ from dasm_jax.experiments.curve_table import (
 )
 from dasm_jax.experiments.document import as_text, check_document, renew_section
 from dasm_jax.experiments.keeper import discard
+from dasm_jax.experiments.rollback import log_rollback
 from dasm_jax.files import read_json, read_record, write_atomically, write_json
 from dasm_jax.problem import Problem, decoded_count, make_problem
+from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
 from dasm_jax.types import ArrayDataset, Dataset
-from dasm_jax.workdir import (
-    LogPosition,
-    PhaseClock,
-    RunLog,
-    claim_workdir,
-    manifest,
-    provenance,
-)
+from dasm_jax.workdir import PhaseClock, claim_workdir, provenance
 
 # What the files of a set and of an accuracy must hold.
 COST = ("matching_flops", "seconds_making")
@@ -96,16 +98,12 @@ def run(settings: Settings, workdir: Path) -> str:
     cells = cells_of(settings)
     log = RunLog(workdir, len(cells), after=LogPosition())
     results: dict[Cell, dict[str, Any]] = {}
-    try:
+    with accounted(log, workdir, dataset.content_hash, clock):
         for seed in c.seeds:
             bench = _Bench(settings, dataset, seed, workdir, clock, log)
             for cell in [cell for cell in cells if cell.seed == seed]:
                 results[cell] = bench.result(cell)
                 log.advance(f"{cell.name}: {_text(results[cell])}", True)
-    finally:
-        log.close()
-        details = manifest(dataset.content_hash, clock.seconds)
-        write_json(workdir / "manifest.json", details)
     text = _publish(settings, workdir, document, results)
     if all("failure" in result for result in results.values()):
         first = next(iter(results.values()))["failure"]
@@ -188,6 +186,8 @@ class _Bench:
             return kept
         try:
             result = self._full() if cell.method == FULL else self._of_set(cell)
+        except CannotWrite:
+            raise
         except (UserError, NonFiniteError) as error:
             return {"failure": str(error)}
         result["data_hash"] = self._dataset.content_hash
@@ -263,7 +263,11 @@ class _Bench:
             if cell.method in sets.DISTILLED:
                 settings = sets.settings_for(s, cell.method, made.ipc, self._seed)
                 parts, records = sets.distil(
-                    settings, self._dataset, folder, self._log.line
+                    settings,
+                    self._dataset,
+                    folder,
+                    self._log.line,
+                    partial(log_rollback, self._log, cell=name),
                 )
                 for record in records:
                     self._log.metrics("measures", cell=name, **record)

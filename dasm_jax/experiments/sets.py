@@ -12,6 +12,7 @@ from dasm_jax import coreset, export, measures
 from dasm_jax.dasm import synthetic_set
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.keeper import Keeper
+from dasm_jax.experiments.rollback import Rollback
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.plan import plan_segments
 from dasm_jax.problem import Problem, make_problem
@@ -94,6 +95,7 @@ def distil(
     dataset: Dataset,
     folder: Path,
     say: Callable[[str], None] = lambda line: None,
+    on_rollback: Callable[[Rollback], None] = lambda rollback: None,
 ) -> tuple[list[Part], list[dict[str, Any]]]:
     """Run the matcher of ``settings``, and measure its segments as every run does.
 
@@ -103,6 +105,7 @@ def distil(
       folder: for checkpoints, to be discarded once the set is kept, and for experts
         where the matcher needs some.
       say: told of what else there is to know.
+      on_rollback: called before it goes on from an earlier moment.
 
     Raises:
       Interrupted: by a signal.
@@ -111,7 +114,11 @@ def distil(
     """
     problem = make_problem(settings, dataset)
     with Keeper(problem, plan_segments(problem), folder) as keeper:
-        results = keeper.distil(experts_folder=folder)
+        results = keeper.distil(
+            experts_folder=folder,
+            on_rollback=on_rollback,
+            on_need=lambda need: say(str(need)),
+        )
     parts = [
         Part(
             result.pixels,

@@ -79,6 +79,7 @@ class Settings:
     experiment: Annotated[str, one_of(EXPERIMENTS)]
     seed: Seed
     devices: Annotated[int, within(0)]
+    on_nonfinite: Annotated[str, one_of(("stop", "rollback"))]
     ipc: Count
     data: DataSettings
     network: NetworkSettings
