@@ -45,7 +45,13 @@ def load_data(settings: Settings) -> Dataset:
         test_share=s.test_share,
         size=s.size,
         downsample=s.downsample,
+        validation=s.validation,
     )
+
+
+def tested_on(settings: Settings) -> str:
+    """The split that accuracies are of, as tables name it."""
+    return "validation" if settings.data.validation else "test"
 
 
 def check_fit(settings: Settings, dataset: Dataset) -> None:

@@ -49,10 +49,9 @@ def run(settings: Settings, workdir: Path) -> str:
                 log.advance(f"{method}: {error}", True)
                 continue
             seconds = sum(part.seconds for part in parts)
-            sets.save(workdir / "sets" / f"{method}.npz", problem, method, parts)
-            formed = problem._replace(
-                parameterization=sets.formation_for(problem, method)
-            )
+            formation = sets.formation_for(problem, method)
+            sets.save(workdir / "sets" / f"{method}.npz", problem, parts, formation)
+            formed = problem._replace(parameterization=formation)
             data = decode_segments(formed, [part.pixels for part in parts], total)
             with clock.phase("evaluate"):
                 accuracy = evaluator(*data)

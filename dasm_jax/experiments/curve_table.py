@@ -4,12 +4,11 @@ import statistics
 import textwrap
 from typing import Any, NamedTuple
 
+from dasm_jax.experiments.cells import FULL
 from dasm_jax.experiments.common import percent
 from dasm_jax.experiments.document import as_text
 from dasm_jax.experiments.sets import LABELS
 from dasm_jax.schema import Settings
-
-FULL = "full"
 
 
 class Entry(NamedTuple):

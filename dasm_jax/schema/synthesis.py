@@ -17,6 +17,7 @@ class DataSettings:
     train_split: str
     test_split: str
     test_share: Share
+    validation: Share
     size: Annotated[int, within(0, 1024)]
     downsample: Count
     zca: bool
