@@ -175,7 +175,7 @@ def intervals(
         each[0].set_yticks(range(len(names)), [_short(name) for name in names])
         for label in each[0].get_yticklabels():
             label.set_parse_math(False)
-        each[0].set_ylim(len(names) - 0.5, -0.5)
+        each[0].set_ylim(max(len(names), 1) - 0.5, -0.5)
         figure.suptitle(_short(title, 60), fontsize=10, parse_math=False)
         return figure
 

@@ -49,11 +49,6 @@ def load_data(settings: Settings) -> Dataset:
     )
 
 
-def tested_on(settings: Settings) -> str:
-    """The split that accuracies are of, as tables name it."""
-    return "validation" if settings.data.validation else "test"
-
-
 def check_fit(settings: Settings, dataset: Dataset) -> None:
     """Check what only the loaded dataset can tell.
 
@@ -194,8 +189,8 @@ def percent(mean: float, std: float | None) -> str:
 def render_table(summary: dict[str, Any]) -> list[str]:
     """Lines of a table: a row per IPC, a column per kind of set."""
     lines = [
-        f"{summary['dataset']}: test accuracy in %, mean ± std of "
-        f"{summary['evaluation_networks']} networks, "
+        f"{summary['dataset']}: {summary.get('split', 'test')} accuracy in %, mean ± "
+        f"std of {summary['evaluation_networks']} networks, "
         f"{summary['evaluation_steps']} steps each",
         "",
     ]

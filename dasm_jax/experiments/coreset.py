@@ -66,6 +66,7 @@ def run(settings: Settings, workdir: Path) -> str:
         "ipc": ipc,
         "seconds_selecting": clock.seconds["select"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": settings.data.tested_on,
         "evaluation_networks": settings.evaluate.networks,
         "evaluation_steps": settings.evaluate.steps,
         "table": table.rows,
@@ -98,7 +99,8 @@ def _make(
 
 def _report(summary: dict[str, Any]) -> str:
     lines = [
-        f"{summary['dataset']}, IPC {summary['ipc']}: test accuracy in %, mean ± std",
+        f"{summary['dataset']}, IPC {summary['ipc']}: {summary.get('split', 'test')} "
+        "accuracy in %, mean ± std",
         f"of {summary['evaluation_networks']} networks, "
         f"{summary['evaluation_steps']} steps each",
         "",

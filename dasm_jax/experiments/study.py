@@ -20,14 +20,14 @@ from dasm_jax.experiments.cells import (
     fill,
     full_source,
 )
-from dasm_jax.experiments.common import load_data, tested_on, written
+from dasm_jax.experiments.common import load_data, written
 from dasm_jax.experiments.document import (
     as_text,
     check_document,
     renew_section,
     slug,
 )
-from dasm_jax.experiments.study_rows import Row, read, rows_of, to_csv
+from dasm_jax.experiments.study_rows import Row, from_csv, read, rows_of, to_csv
 from dasm_jax.files import read_record, write_atomically, write_json
 from dasm_jax.plan import fitting_niter, plan_segments, total_flops
 from dasm_jax.problem import make_problem
@@ -85,6 +85,8 @@ def run(settings: Settings, workdir: Path) -> str:
 
     targets = {ipc: plans.target(ipc) for ipc in c.ipcs}
     rows = rows_of(results, setup_of(settings, dataset), changes, targets)
+    # As the file has them, so that the file gives the same tables again.
+    rows = from_csv(to_csv(rows), "cells.csv")
     text = _publish(settings, workdir, document, rows)
     check_results(results, "study")
     return text
@@ -193,7 +195,7 @@ def setup_of(settings: Settings, dataset: Dataset) -> str:
     return (
         f"{name} {dataset.image_shape[0]}px; {s.network.name} of width "
         f"{s.network.width} and depth {s.network.depth}; {s.evaluate.steps} steps; "
-        f"{tested_on(s)}{share}"
+        f"{s.data.tested_on}{share}"
     )
 
 

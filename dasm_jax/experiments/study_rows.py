@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.cells import Cell, Result
+from dasm_jax.records import is_amount
 
 
 class Row(NamedTuple):
@@ -101,7 +102,13 @@ def read(paths: list[Path]) -> list[Row]:
     arms: dict[str, str] = {}
     setup: str | None = None
     for path in paths:
-        for row in _read(path):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"config.study.rows: cannot read {path}: {error.strerror}"
+            ) from None
+        for row in from_csv(content, str(path)):
             setup = row.setup if setup is None else setup
             if row.setup != setup:
                 raise UserError(
@@ -121,33 +128,39 @@ def read(paths: list[Path]) -> list[Row]:
     return [r for r in rows.values() if not r.failure or (*r.place, r.seed) not in made]
 
 
-def _read(path: Path) -> list[Row]:
+def from_csv(content: bytes, name: str) -> list[Row]:
+    """What ``to_csv`` wrote.
+
+    Raises:
+      UserError: something else did; names ``name`` and the line.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.study.rows: cannot read {path}: {error}") from None
+        lines = content.decode().splitlines()
+    except ValueError:
+        lines = []
     if lines[:1] != [",".join(Row._fields)]:
         raise UserError(
-            f"config.study.rows: {path} is no cells.csv of a study; its first line "
-            "must name the columns"
+            f"{name} is no cells.csv of a study: its first line must name the columns"
         )
-    rows = []
-    for number, values in enumerate(csv.reader(lines[1:]), start=2):
-        try:
-            row = Row(*_typed(values))
-        except (TypeError, ValueError, OverflowError, csv.Error):
-            raise UserError(
-                f"config.study.rows: line {number} of {path} is damaged"
-            ) from None
-        rows.append(row)
+    rows: list[Row] = []
+    try:
+        for values in csv.reader(lines[1:]):
+            rows.append(_checked(values))
+    except (TypeError, ValueError, OverflowError, csv.Error):
+        raise UserError(
+            f"line {len(rows) + 2} of {name} is damaged; remove it, or the file"
+        ) from None
     return rows
 
 
-def _typed(values: list[str]) -> list[Any]:
+def _checked(values: list[str]) -> Row:
     typed: list[Any] = []
     for (name, kind), text in zip(Row.__annotations__.items(), values, strict=True):
         value = kind(text)
-        if kind is not str and not 0 <= value < 2.0**63:
+        if kind is not str and not is_amount(value):
             raise ValueError(name)
         typed.append(value)
-    return typed
+    row = Row(*typed)
+    if row.accuracy > 1 or bool(row.failure) != (row.network == 0):
+        raise ValueError("accuracy")
+    return row

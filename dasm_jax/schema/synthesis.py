@@ -24,6 +24,11 @@ class DataSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def tested_on(self) -> str:
+        """The split that accuracies are of, as tables name it."""
+        return "validation" if self.validation else "test"
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
