@@ -65,8 +65,8 @@ def render(settings: Settings, results: dict[Cell, dict[str, Any]]) -> str:
         f"over {spread}; seeds {', '.join(map(str, c.seeds))}, "
         f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each. "
         f"{every('date')}, {every('device')}, commit {every('commit')}. "
-        "Seconds of synthesis, with scoring and experts, without compiling the update, and peak memory: one segment / DASM. "
-        "'≤ Random': does not beat Random."
+        "Seconds of synthesis, with scoring and experts, without compiling the update, "
+        "and peak memory: one segment / DASM. '≤ Random': does not beat Random."
     )
     lines = [*textwrap.wrap(head, 80), ""]
     notes: list[str] = []
