@@ -9,6 +9,7 @@ from dasm_jax.keys import Use, key_for
 
 DRAWS = 10_000
 LEVEL = 0.95
+TINY = 1e-6  # what rounding may do; no test split shows less than one image
 
 
 class Difference(NamedTuple):
@@ -24,7 +25,7 @@ class Difference(NamedTuple):
         """Whether there is an interval, and it leaves out zero."""
         if self.low is None or self.high is None:
             return False
-        return self.low > 0 or self.high < 0
+        return self.low > TINY or self.high < -TINY
 
 
 def paired_bootstrap(differences: np.ndarray, *, draws: int = DRAWS) -> Difference:

@@ -73,7 +73,7 @@ def test_one_seed_says_nothing_of_others():
 
 @pytest.mark.parametrize(
     ("low", "high", "seen"),
-    [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0.0, 0.1, False)],
+    [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (1e-9, 0.1, False)],
 )
 def test_seen_is_an_interval_without_zero(low, high, seen):
     assert Difference(0.05, low, high, 3).seen is seen

@@ -80,13 +80,13 @@ def rows_of(
 
 
 def to_csv(rows: Iterable[Row]) -> bytes:
-    """One line per row; five digits are more than an accuracy has."""
+    """One line per row; seven digits tell any two accuracies apart."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
     for row in rows:
         writer.writerow(
-            f"{value:.5g}" if isinstance(value, float) else value for value in row
+            f"{value:.7g}" if isinstance(value, float) else value for value in row
         )
     return text.getvalue().encode()
 
