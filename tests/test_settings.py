@@ -352,7 +352,8 @@ def test_no_share_or_momentum_is_forgotten():
     def ending(*ends):
         return {name for name in FLOATS if name.endswith(ends)}
 
-    assert ending("share", "cutmix", "rho", "high", "coverage") == {*SHARES}
+    shares = ending("share", "cutmix", "rho", "high", "coverage", "validation")
+    assert shares == {*SHARES}
     assert ending("momentum") == {*MOMENTA}
 
 

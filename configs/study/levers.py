@@ -18,7 +18,7 @@ def get_config(dataset=""):
     grown = "matcher.idc.trajectory.start=segments"
     config.study.arms = (
         "idc",
-        f"idc_fast: {fast}",
+        f"idc_fast: dasm.segments=1 {fast}",
         "dasm",
         f"fast: {fast}",
         f"full_fast: dasm.pool=full {fast}",
