@@ -11,6 +11,7 @@ from dasm_jax.experiments import (
     distill,
     evaluate,
     recover,
+    study,
 )
 from dasm_jax.experiments.memory import memory_explained
 from dasm_jax.schema import Settings
@@ -23,6 +24,7 @@ EXPERIMENTS = {
     "coreset": coreset.run,
     "curve": curve.run,
     "evaluate": evaluate.run,
+    "study": study.run,
 }
 
 

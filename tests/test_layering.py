@@ -29,6 +29,7 @@ ROWS = [
     ["dasm_jax.experts", "dasm_jax.learners", "dasm_jax.objectives"],
     [
         "dasm_jax.augment",
+        "dasm_jax.bootstrap",
         "dasm_jax.budget",
         "dasm_jax.checks",
         "dasm_jax.image_optimizer",

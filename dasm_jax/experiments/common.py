@@ -38,6 +38,7 @@ def load_data(settings: Settings) -> Dataset:
         test_share=s.test_share,
         size=s.size,
         downsample=s.downsample,
+        validation=s.validation,
     )
 
 
@@ -176,8 +177,8 @@ def percent(mean: float, std: float | None) -> str:
 def render_table(summary: dict[str, Any]) -> list[str]:
     """Lines of a table: a row per IPC, a column per kind of set."""
     lines = [
-        f"{summary['dataset']}: test accuracy in %, mean ± std of "
-        f"{summary['evaluation_networks']} networks, "
+        f"{summary['dataset']}: {summary.get('split', 'test')} accuracy in %, mean ± "
+        f"std of {summary['evaluation_networks']} networks, "
         f"{summary['evaluation_steps']} steps each",
         "",
     ]

@@ -269,6 +269,7 @@ def _summary(
         **_seconds(results),
         "seconds_measuring": clock.seconds["measure"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": s.data.tested_on,
         "evaluation_networks": s.evaluate.networks,
         "evaluation_steps": s.evaluate.steps,
         "table": rows,
