@@ -110,6 +110,7 @@ def mtt() -> ConfigDict:
 def _image(lr: float, rule: str = "inputs", class_turns: bool = False) -> ConfigDict:
     config = ConfigDict()
     config.lr = lr
+    config.schedule = "constant"  # or cosine: to 0 over a segment's outer iterations
     # idc: lr · (ipc_k / 10) · (side / base_size)² on pixels; inputs: lr as it stands on
     # the normalised images that networks see, which is what the others publish.
     config.rule = rule

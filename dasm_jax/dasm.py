@@ -17,7 +17,7 @@ import numpy as np
 from dasm_jax import distill, initial, mesh, sampling, training
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.errors import NonFiniteError
-from dasm_jax.image_optimizer import make_image_optimizer
+from dasm_jax.image_optimizer import make_decay, make_image_optimizer
 from dasm_jax.keys import Use, key_for
 from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.pools import MakePool, Pool, make_pool_maker
@@ -82,7 +82,7 @@ def _segment_data(
 
 
 class Programs(NamedTuple):
-    """Compiled once for all segments of one shape: others are refused."""
+    """Compiled once for all segments that are planned alike: others are refused."""
 
     update: distill.Update
     start_outer: Callable[..., SegmentState]
@@ -96,7 +96,7 @@ class Shared(NamedTuple):
     make_pool: MakePool
     supplier: Supplier
     on_outer: Callable[[Progress], None]
-    programs: dict[tuple[int, int], Programs]  # those of every shape seen so far
+    programs: dict[SegmentPlan, Programs]  # of plans that differ in the number only
 
 
 def run_dasm(
@@ -155,7 +155,7 @@ def match_segment(
     """Start one segment from its pool, match, clamp.
 
     Args:
-      shared: by all segments; gets the programs of a shape that is new.
+      shared: by all segments; gets the programs of a plan that is new.
       plan: of this segment.
       results: the segments before it.
       active: where it stood, if it was begun before.
@@ -187,8 +187,8 @@ def match_segment(
         state = place(start(Variables(pixels, problem.method.learned), given))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
-    shape = (plan.size, plan.network_steps)
-    if shape not in programs:
+    alike = plan._replace(segment=0)
+    if alike not in programs:
         step = distill.make_step(
             problem.method.objective(context_of(problem), problem.loop),
             learner,
@@ -196,11 +196,11 @@ def match_segment(
             problem.method.real_batch,
         )
         begin = partial(distill.start_outer, learner=learner, optimizers=optimizers)
-        programs[shape] = Programs(
+        programs[alike] = Programs(
             distill.compile_update(step, plan.network_steps, loop, (key, state, data)),
             mesh.jit(loop.mesh, begin).lower(state, given).compile(),
         )
-    update, start_outer = programs[shape]
+    update, start_outer = programs[alike]
     seconds = seconds._replace(
         compiling=seconds.compiling + time.perf_counter() - began,
         experts=seconds.experts + supply.seconds,
@@ -279,6 +279,7 @@ def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:
         plan.learning_rate,
         m.image.momentum,
         problem.dataset.n_classes if m.image.class_turns else 1,
+        decay=make_decay(m.image.schedule, plan.outer_iterations, plan.inner),
         precondition=precondition,
     )
     return distill.Optimizers(image, problem.method.learned_optimizer)

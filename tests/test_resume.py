@@ -118,8 +118,9 @@ def assert_same(ours, theirs):
         {"matcher__name": "dsa"},
         {"matcher__name": "dm", "dasm__scored_by": "real", "dasm__pool": "disjoint"},
         {"matcher__name": "mtt"},
+        {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
     ],
-    ids=["idc", "rescoring", "cumulative", "dsa", "real", "mtt"],
+    ids=["idc", "rescoring", "cumulative", "dsa", "real", "mtt", "cosine"],
 )
 def test_every_outer_iteration_is_a_place_to_stop(changes, tmp_path):
     problem = small_problem(**{"network__depth": 1, **changes})

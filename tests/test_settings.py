@@ -23,6 +23,7 @@ from dasm_jax import (
 )
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
+from dasm_jax.image_optimizer import SCHEDULES
 from dasm_jax.initial import INITS
 from dasm_jax.parameterization import make_parameterization
 from dasm_jax.settings import check_against_data, check_key, from_config, to_dict
@@ -633,6 +634,7 @@ def accepted(name):
         ("dasm__pool", schedule.POOLS),
         ("dasm__schedule", schedule.SCHEDULES),
         ("dasm__score", scoring.SCORES),
+        *((f"matcher__{name}__image__schedule", SCHEDULES) for name in MATCHERS),
     ],
 )
 def test_choices_are_those_of_the_module(name, implemented):
