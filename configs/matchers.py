@@ -29,6 +29,8 @@ def idc() -> ConfigDict:
     config.layers = "conv"  # conv (kernels), kernels (dense ones too) or all
     config.augment = "color_crop_cutout"  # siamese: one draw for real and synthetic
     config.real_batch = 64  # real images per class and step
+    # shuffled: without replacement; kmeans: one of each of so many clusters of the pool
+    config.batches = "shuffled"
     config.synthetic_batch = 128  # decoded images per class and step, at most
     config.image = _image(5e-3, rule="idc", class_turns=True)
     config.loop = _loop(2000, 100)
@@ -69,6 +71,7 @@ def dm() -> ConfigDict:
     config = ConfigDict()
     config.augment = "color_crop_cutout_flip_scale_rotate"
     config.real_batch = 256
+    config.batches = "shuffled"
     config.synthetic_batch = 256
     config.image = _image(1.0)
     config.loop = _loop(200, 100)

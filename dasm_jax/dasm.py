@@ -59,6 +59,11 @@ def _segment_data(
     network_data = [np.arange(len(labels))]
     if _network_data(problem) == "pool":
         network_data = [np.sort(np.concatenate(pool.members))]
+    table, clusters = sampling.make_table(pool.members, widest), None
+    if pool.clusters is not None:
+        table, clusters = sampling.make_clusters(
+            pool.members, pool.clusters, problem.method.real_batch, widest
+        )
     shape = problem.dataset.image_shape
     room = s.ipc if s.dasm.context == "cumulative" else 0
     frozen = np.zeros((problem.dataset.n_classes, room, *shape), np.float32)
@@ -71,12 +76,13 @@ def _segment_data(
         problem.loop.mesh,
         SegmentData(
             real=problem.real,
-            pool=sampling.make_table(pool.members, widest),
+            pool=table,
             network_data=sampling.make_table(network_data, len(labels)),
             frozen=frozen,
             frozen_count=np.int32(count),
             segment=np.int32(plan.segment),
             pool_round=np.int32(pool_round),
+            clusters=clusters,
         ),
     )
 
@@ -238,7 +244,7 @@ def match_segment(
     learned = jax.tree.map(float, state.variables.learned)
     seen = learner.view(key, state.learner, data, state.step - 1)
     pixels = now.clip(0.0, 1.0)
-    pool = pool._replace(networks=[])  # of no use any more
+    pool = pool._replace(networks=[], clusters=None)  # of no use any more
     return SegmentResult(plan, pixels, learned, pool, seconds, jax.device_get(seen))
 
 

@@ -30,6 +30,8 @@ class Use(enum.IntEnum):
     EXPERT_SPAN = 13
     SELECTION = 14
     MEASURE = 15
+    REAL_CLUSTERS = 16
+    REAL_MEMBERS = 17
 
 
 def key_for(

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dasm_jax import sampling, schedule, scoring, trainers, training
+from dasm_jax.clusters import by_clusters, make_clusterer
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count
@@ -24,6 +25,7 @@ class Pool(NamedTuple):
     difficulty: Difficulty | None  # None where nothing was scored
     networks: list[Params]  # on the finished segments; none where none are matched on
     seconds: float  # training the networks and scoring
+    clusters: list[np.ndarray] | None = None  # i32[P_c] of members, where drawn by them
 
 
 MakePool = Callable[[int, int, list[np.ndarray]], Pool]
@@ -68,6 +70,7 @@ def make_pool_maker(
             ),
         ),
     )
+    cluster = make_clusterer(problem, root) if by_clusters(problem.settings) else None
     total = decoded_count(problem, schedule.segment_sizes(s.ipc, s.dasm.segments))
     matched_on = s.matcher.active.needs_segment_networks
     # In the eyes of networks trained on the real images, which no segment changes.
@@ -114,11 +117,17 @@ def make_pool_maker(
                 by_real.append(difficulty_by(judges, segment))
             difficulty = by_real[0]
         key = key_for(root, Use.POOL, segment, pool_round)
+        members = _choose(problem, key, segment, difficulty)
+        clusters = None
+        if cluster is not None:
+            judge = trajectories[0][-1] if trajectories else None
+            clusters = cluster(segment, pool_round, members, judge)
         return Pool(
-            members=_choose(problem, key, segment, difficulty),
+            members=members,
             difficulty=difficulty,
             networks=[each[-1] for each in trajectories] if matched_on else [],
             seconds=time.perf_counter() - began,
+            clusters=clusters,
         )
 
     return make_pool

@@ -119,8 +119,14 @@ def assert_same(ours, theirs):
         {"matcher__name": "dm", "dasm__scored_by": "real", "dasm__pool": "disjoint"},
         {"matcher__name": "mtt"},
         {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
+        {
+            "matcher__name": "dm",
+            "matcher__dm__batches": "kmeans",
+            "matcher__dm__loop__niter": 6,
+            "dasm__rescore_every": 2,
+        },
     ],
-    ids=["idc", "rescoring", "cumulative", "dsa", "real", "mtt", "cosine"],
+    ids=["idc", "rescoring", "cumulative", "dsa", "real", "mtt", "cosine", "kmeans"],
 )
 def test_every_outer_iteration_is_a_place_to_stop(changes, tmp_path):
     problem = small_problem(**{"network__depth": 1, **changes})

@@ -61,6 +61,7 @@ class BatchMethodSettings(MethodSettings):
     """A matcher that compares real and synthetic batches under the same networks."""
 
     real_batch: Count
+    batches: Annotated[str, one_of(("shuffled", "kmeans"))]
     trajectory: TrajectorySettings
 
     @property
