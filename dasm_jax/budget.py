@@ -12,7 +12,7 @@ RATE_RULES = ("idc", "inputs")
 
 
 class SegmentPlan(NamedTuple):
-    """One segment's share of the run."""
+    """One segment's share of the run, or that of the polish after the last one."""
 
     segment: int  # counted from 1
     size: int  # stored images per class
@@ -21,11 +21,21 @@ class SegmentPlan(NamedTuple):
     network_steps: int  # SGD steps of the networks per inner step
     learning_rate: float  # of the images
     flops_per_step: float  # matching FLOPs of one inner step over all classes
+    covers: tuple[int, ...] = ()  # of a polish: sizes of the segments it moves
+    polish_flops: float = (
+        0.0  # of a segment: its share of the polish, once that is done
+    )
 
     @property
     def flops(self) -> float:
         """Matching FLOPs of the segment."""
-        return self.outer_iterations * self.inner * self.flops_per_step
+        own = self.outer_iterations * self.inner * self.flops_per_step
+        return own + self.polish_flops
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return "polish" if self.covers else f"segment {self.segment}"
 
 
 class PublishedLoop(NamedTuple):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import distill, initial, mesh, sampling, training
+from dasm_jax import distill, initial, mesh, polish, sampling, training
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.image_optimizer import make_decay, make_image_optimizer
@@ -30,8 +30,14 @@ from dasm_jax.types import SyntheticSet
 
 
 def _start_pixels(
-    problem: Problem, root: jax.Array, plan: SegmentPlan, pool: Pool
+    problem: Problem,
+    root: jax.Array,
+    plan: SegmentPlan,
+    pool: Pool,
+    finished: list[np.ndarray],
 ) -> jax.Array:
+    if plan.covers:
+        return jnp.asarray(np.concatenate(finished, axis=1))
     init = initial.INITS[problem.settings.synthetic.init]
     pixels = [
         init(
@@ -65,10 +71,10 @@ def _segment_data(
             pool.members, pool.clusters, problem.method.real_batch, widest
         )
     shape = problem.dataset.image_shape
-    room = s.ipc if s.dasm.context == "cumulative" else 0
+    room = s.ipc if context_of(problem, plan) is not None else 0
     frozen = np.zeros((problem.dataset.n_classes, room, *shape), np.float32)
     count = 0
-    if room:
+    if not plan.covers and room:
         for pixels in finished:
             frozen[:, count : count + pixels.shape[1]] = pixels
             count += pixels.shape[1]
@@ -116,7 +122,9 @@ def run_dasm(
     on_outer: Callable[[Progress], None] = lambda progress: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
 ) -> list[SegmentResult]:
-    """Make all segments, easy to hard. With one segment this is the plain matcher.
+    """Make all segments, easy to hard, and polish them where that is asked for.
+
+    With one segment this is the plain matcher.
 
     Args:
       problem: dataset and settings.
@@ -127,7 +135,7 @@ def run_dasm(
       on_network: called after every network that was trained to score.
       on_expert: called with segment and number of experts that are ready.
       on_outer: called after every outer iteration.
-      on_segment: called when a segment is frozen.
+      on_segment: called when a segment is frozen, and with the polish.
 
     Raises:
       NonFiniteError: a distance or pixel is not finite; carries the last good set.
@@ -149,7 +157,7 @@ def run_dasm(
         active = None
         results.append(result)
         on_segment(result)
-    return results
+    return polish.fold(results)
 
 
 def match_segment(
@@ -179,7 +187,8 @@ def match_segment(
         active = Active(0, 0, pool, [], Seconds(0.0, pool.seconds, 0.0, 0.0))
     first, pool_round, pool, leaves, seconds = active
     optimizers = make_optimizers(problem, plan)
-    learner = problem.method.learner(plan.size, plan.inner, context_of(problem))
+    context = context_of(problem, plan)
+    learner = problem.method.learner(plan.size, plan.inner, context)
     data = _segment_data(problem, plan, pool, pool_round, finished)
     supply = supplier(plan, pool)
     given = place(supply.given(first))
@@ -189,14 +198,14 @@ def match_segment(
     if leaves:
         state = _put_back(problem, plan, leaves, partial(start, given=given))
     else:
-        pixels = _start_pixels(problem, root, plan, pool)
+        pixels = _start_pixels(problem, root, plan, pool, finished)
         state = place(start(Variables(pixels, problem.method.learned), given))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
     alike = plan._replace(segment=0)
     if alike not in programs:
         step = distill.make_step(
-            problem.method.objective(context_of(problem), problem.loop),
+            problem.method.objective(context, problem.loop),
             learner,
             optimizers,
             problem.method.real_batch,
@@ -213,7 +222,7 @@ def match_segment(
     )
     now = _as_shown(optimizers, state)
     for outer in range(first, plan.outer_iterations):
-        every = s.dasm.rescore_every
+        every = 0 if plan.covers else s.dasm.rescore_every
         if every and plan.segment > 1 and outer and outer % every == 0:
             pool_round = outer // every
             pool = make_pool(plan.segment, pool_round, [*finished, now.clip(0.0, 1.0)])
@@ -235,7 +244,8 @@ def match_segment(
         good, now = now.clip(0.0, 1.0), _as_shown(optimizers, state)
         trouble = _trouble(problem, plan, outer, distances, now)
         if trouble:
-            raise NonFiniteError(trouble, synthetic_set([*finished, good]))
+            last_good = polish.every_segment(finished, plan, good)
+            raise NonFiniteError(trouble, synthetic_set(last_good))
         spent = time.perf_counter() - began
         seconds = seconds._replace(matching=seconds.matching + spent)
         stands = (outer + 1, pool_round, pool, state, seconds)
@@ -305,7 +315,7 @@ def _trouble(
 ) -> str | None:
     """Say where a number stopped being finite."""
     steps, labels = np.nonzero(~np.isfinite(distances))
-    where = f"segment {plan.segment}, outer iteration {outer + 1}"
+    where = f"{plan.name}, outer iteration {outer + 1}"
     if len(steps):
         what = "the matching distance"
         where += f", inner step {steps[0] + 1}"
@@ -322,7 +332,7 @@ def _trouble(
     if isinstance(matcher.active, TrajectoryMatchingSettings):
         fields += f", config.matcher.{matcher.name}.step_size or step_size_lr"
     return (
-        f"{what} is not finite in {where}; lower {fields} (the segment's image rate is "
+        f"{what} is not finite in {where}; lower {fields} (the image rate there is "
         f"{plan.learning_rate:g}); the last good set is kept"
     )
 

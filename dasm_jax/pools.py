@@ -144,6 +144,8 @@ def _judges(problem: Problem) -> str | None:
 def _scored_by(problem: Problem, segment: int) -> str | None:
     """Which networks judge them before this segment."""
     s, by = problem.settings.dasm, _judges(problem)
+    if segment > s.segments:
+        return None  # a polish sees everything
     if segment > 1:
         return by
     # Nothing is learned before the first segment is finished.
@@ -154,7 +156,8 @@ def _choose(
     problem: Problem, key: jax.Array, segment: int, difficulty: Difficulty | None
 ) -> list[np.ndarray]:
     s = problem.settings
-    if s.dasm.pool == "full" or (segment == 1 and difficulty is None):
+    polish = segment > s.dasm.segments
+    if s.dasm.pool == "full" or polish or (segment == 1 and difficulty is None):
         return problem.class_indices
     draws = np.asarray(jax.random.uniform(key, (2, len(problem.dataset.train.labels))))
     size = schedule.segment_sizes(s.ipc, s.dasm.segments)[segment - 1]

@@ -19,6 +19,7 @@ ROWS = [
     ["dasm_jax.measures"],
     ["dasm_jax.snapshots"],
     ["dasm_jax.dasm", "dasm_jax.evaluate"],
+    ["dasm_jax.polish"],
     ["dasm_jax.progress"],
     [
         "dasm_jax.clusters",

@@ -125,8 +125,23 @@ def assert_same(ours, theirs):
             "matcher__dm__loop__niter": 6,
             "dasm__rescore_every": 2,
         },
+        {
+            "dasm__polish": 0.5,
+            "matcher__idc__loop__niter": 8,
+            "matcher__idc__trajectory__start": "segments",
+        },
     ],
-    ids=["idc", "rescoring", "cumulative", "dsa", "real", "mtt", "cosine", "kmeans"],
+    ids=[
+        "idc",
+        "rescoring",
+        "cumulative",
+        "dsa",
+        "real",
+        "mtt",
+        "cosine",
+        "kmeans",
+        "polish",
+    ],
 )
 def test_every_outer_iteration_is_a_place_to_stop(changes, tmp_path):
     problem = small_problem(**{"network__depth": 1, **changes})

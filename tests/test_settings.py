@@ -291,6 +291,7 @@ SHARES = (
     "dasm__random_share",
     "dasm__easiest_share",
     "dasm__coverage",
+    "dasm__polish",
 )
 MOMENTA = (
     *(f"{name}__momentum" for name in RECIPES),
@@ -345,7 +346,7 @@ def test_no_share_or_momentum_is_forgotten():
     def ending(*ends):
         return {name for name in FLOATS if name.endswith(ends)}
 
-    assert ending("share", "cutmix", "rho", "high", "coverage") == {*SHARES}
+    assert ending("share", "cutmix", "rho", "high", "coverage", "polish") == {*SHARES}
     assert ending("momentum") == {*MOMENTA}
 
 
@@ -521,6 +522,14 @@ def test_experts_know_one_pool_of_a_segment():
     )
     for name in BATCH_MATCHERS:
         settings_with(matcher__name=name, dasm__rescore_every=1)
+
+
+def test_experts_belong_to_segments_and_not_to_a_polish():
+    mtt = {"matcher__name": "mtt", "dasm__polish": 0.1}
+    refuses("config.dasm.polish must be 0", "trajectory matching", **mtt)
+    settings_with(**mtt, dasm__segments=1)  # nothing to polish
+    for name in BATCH_MATCHERS:
+        settings_with(**mtt | {"matcher__name": name})
 
 
 # --- settings that are there already --------------------------------------------------

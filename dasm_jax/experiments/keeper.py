@@ -88,8 +88,9 @@ class Keeper:
         """Where the snapshot stands, in words."""
         finished, active = self.snapshot
         if active is None:
-            return f"the end of segment {len(finished)}"
-        return f"segment {len(finished) + 1}, outer iteration {active.outer}"
+            return f"the end of {self._plans[len(finished) - 1].name}"
+        name = self._plans[len(finished)].name
+        return f"{name}, outer iteration {active.outer}"
 
     def distil(
         self,
