@@ -39,6 +39,12 @@ def idc() -> ConfigDict:
     trajectory.data = "all"  # trained between steps on: all, pool, synthetic, none
     trajectory.n_data = 2000  # real images per inner step
     trajectory.epochs = 0  # of synthetic images per inner step; 0: as published, by IPC
+    # Networks trained on real images once, that outer iterations start from; 0: fresh
+    trajectory.bank = 0
+    trajectory.bank_epochs = 2  # of each
+    trajectory.perturb = (
+        0.0  # of one from the bank: a random move, in its filters' norms
+    )
     trajectory.recipe = _recipe(augment="color_crop", cutmix=0.5)
     return config
 

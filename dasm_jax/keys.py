@@ -32,6 +32,7 @@ class Use(enum.IntEnum):
     MEASURE = 15
     REAL_CLUSTERS = 16
     REAL_MEMBERS = 17
+    BANK = 18
 
 
 def key_for(

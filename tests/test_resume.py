@@ -130,6 +130,12 @@ def assert_same(ours, theirs):
             "matcher__idc__loop__niter": 8,
             "matcher__idc__trajectory__start": "segments",
         },
+        {
+            "matcher__name": "dm",
+            "matcher__dm__trajectory__bank": 2,
+            "matcher__dm__trajectory__bank_epochs": 1,
+            "matcher__dm__trajectory__perturb": 0.1,
+        },
     ],
     ids=[
         "idc",
@@ -141,6 +147,7 @@ def assert_same(ours, theirs):
         "cosine",
         "kmeans",
         "polish",
+        "bank",
     ],
 )
 def test_every_outer_iteration_is_a_place_to_stop(changes, tmp_path):

@@ -311,6 +311,7 @@ FROM_ZERO = (
     "measure__networks",
     *(f"matcher__{name}__loop__inner" for name in MATCHERS),
     *(f"matcher__{name}__trajectory__epochs" for name in BATCH_MATCHERS),
+    *(f"matcher__{name}__trajectory__bank" for name in BATCH_MATCHERS),
     "matcher__mtt__max_start",
     "matcher__mtt__at_once",
 )
@@ -530,6 +531,18 @@ def test_experts_belong_to_segments_and_not_to_a_polish():
     settings_with(**mtt, dasm__segments=1)  # nothing to polish
     for name in BATCH_MATCHERS:
         settings_with(**mtt | {"matcher__name": name})
+
+
+@pytest.mark.parametrize("name", BATCH_MATCHERS)
+def test_networks_start_in_one_place(name):
+    trajectory = f"matcher__{name}__trajectory"
+    bank = {"matcher__name": name, f"{trajectory}__bank": 3}
+    segments = {f"{trajectory}__start": "segments"}
+    refuses(
+        f"{key(trajectory)}.bank=3", f"{key(trajectory)}.start='seg", **bank, **segments
+    )
+    settings_with(**bank)
+    settings_with(**segments)
 
 
 # --- settings that are there already --------------------------------------------------

@@ -124,6 +124,8 @@ def _distill(
             position=lambda: log.position,
             on_expert=lambda segment, done: log.line(
                 f"segment {segment}: {done} experts ready"
+                if segment
+                else f"bank: {done} networks ready"
             ),
             on_outer=on_outer,
             on_segment=on_segment,

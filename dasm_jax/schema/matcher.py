@@ -38,6 +38,9 @@ class TrajectorySettings:
     data: Annotated[str, one_of(("all", "pool", "synthetic", "none"))]
     n_data: Count
     epochs: Annotated[int, within(0)]
+    bank: Annotated[int, within(0)]
+    bank_epochs: Count
+    perturb: Rate
     recipe: RecipeSettings
 
 
