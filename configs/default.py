@@ -77,6 +77,10 @@ def get_config() -> ConfigDict:
     dasm.score_steps = 2000  # SGD steps of each, under the evaluation recipe
     dasm.rescore_every = 0  # outer iterations; 0: once per segment
     dasm.context = "active"  # synthetic batch: active segment, or cumulative
+    dasm.polish = (
+        0.0  # share of the FLOPs for all segments together at the end, if K > 1
+    )
+    dasm.polish_rate = 0.1  # of the image rate of the whole set
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.seed = 0  # of the evaluation networks

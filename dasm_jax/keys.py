@@ -31,6 +31,9 @@ class Use(enum.IntEnum):
     SELECTION = 14
     MEASURE = 15
     BOOTSTRAP = 16
+    REAL_CLUSTERS = 17
+    REAL_MEMBERS = 18
+    BANK = 19
 
 
 def key_for(

@@ -169,7 +169,7 @@ def distance_series(records: Records) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list[tuple[float, float]]] = {}
     outer = [r for r in records if r["kind"] == "outer" and r["distance"] is not None]
     for i, record in enumerate(outer):
-        name = f"segment {record['segment']}"
+        name = record.get("part") or f"segment {record['segment']}"
         series.setdefault(name, []).append((i + 1, record["distance"]))
     return series
 

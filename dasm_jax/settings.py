@@ -16,7 +16,12 @@ from ml_collections import ConfigDict
 from dasm_jax import nets
 from dasm_jax.checks import unknown_name
 from dasm_jax.errors import UserError
-from dasm_jax.schema import GradientSettings, Settings, TrajectoryMatchingSettings
+from dasm_jax.schema import (
+    BatchMethodSettings,
+    GradientSettings,
+    Settings,
+    TrajectoryMatchingSettings,
+)
 
 SMALLEST_TILE = 4
 LARGEST_WHITENED = 8192  # a square matrix of so many rows is taken apart
@@ -222,6 +227,16 @@ def _check_matcher(s: Settings) -> None:
             f"{name}.image.class_turns belongs to {name}.image.rule='idc'; set it to "
             "False for rule='inputs'"
         )
+    if (
+        isinstance(m, BatchMethodSettings)
+        and m.trajectory.bank
+        and m.needs_segment_networks
+    ):
+        raise UserError(
+            f"{name}.trajectory.bank={m.trajectory.bank} and {name}.trajectory.start="
+            "'segments' both say where networks start; set bank to 0, or start to "
+            "'random'"
+        )
     if not isinstance(m, TrajectoryMatchingSettings):
         return
     if m.max_start + m.expert_epochs > m.epochs:
@@ -234,6 +249,11 @@ def _check_matcher(s: Settings) -> None:
         raise UserError(
             f"{name}.recipe.lr must be above 0: experts that stand still give no way "
             "to follow"
+        )
+    if s.dasm.polish and s.dasm.segments > 1:
+        raise UserError(
+            "config.dasm.polish must be 0 with trajectory matching: its experts and "
+            "their window belong to a segment"
         )
     if s.dasm.rescore_every:
         raise UserError(

@@ -119,8 +119,37 @@ def assert_same(ours, theirs):
         {"matcher__name": "dsa"},
         {"matcher__name": "dm", "dasm__scored_by": "real", "dasm__pool": "disjoint"},
         {"matcher__name": "mtt"},
+        {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
+        {
+            "matcher__name": "dm",
+            "matcher__dm__batches": "kmeans",
+            "matcher__dm__loop__niter": 6,
+            "dasm__rescore_every": 2,
+        },
+        {
+            "dasm__polish": 0.5,
+            "matcher__idc__loop__niter": 8,
+            "matcher__idc__trajectory__start": "segments",
+        },
+        {
+            "matcher__name": "dm",
+            "matcher__dm__trajectory__bank": 2,
+            "matcher__dm__trajectory__bank_epochs": 1,
+            "matcher__dm__trajectory__perturb": 0.1,
+        },
     ],
-    ids=["idc", "rescoring", "cumulative", "dsa", "real", "mtt"],
+    ids=[
+        "idc",
+        "rescoring",
+        "cumulative",
+        "dsa",
+        "real",
+        "mtt",
+        "cosine",
+        "kmeans",
+        "polish",
+        "bank",
+    ],
 )
 def test_every_outer_iteration_is_a_place_to_stop(changes, tmp_path):
     problem = small_problem(**{"network__depth": 1, **changes})

@@ -23,6 +23,7 @@ from dasm_jax import (
 )
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
+from dasm_jax.image_optimizer import SCHEDULES
 from dasm_jax.initial import INITS
 from dasm_jax.parameterization import make_parameterization
 from dasm_jax.settings import check_against_data, check_key, from_config, to_dict
@@ -298,6 +299,7 @@ SHARES = (
     "dasm__random_share",
     "dasm__easiest_share",
     "dasm__coverage",
+    "dasm__polish",
 )
 MOMENTA = (
     *(f"{name}__momentum" for name in RECIPES),
@@ -317,6 +319,7 @@ FROM_ZERO = (
     "measure__networks",
     *(f"matcher__{name}__loop__inner" for name in MATCHERS),
     *(f"matcher__{name}__trajectory__epochs" for name in BATCH_MATCHERS),
+    *(f"matcher__{name}__trajectory__bank" for name in BATCH_MATCHERS),
     "matcher__mtt__max_start",
     "matcher__mtt__at_once",
 )
@@ -352,8 +355,8 @@ def test_no_share_or_momentum_is_forgotten():
     def ending(*ends):
         return {name for name in FLOATS if name.endswith(ends)}
 
-    shares = ending("share", "cutmix", "rho", "high", "coverage", "validation")
-    assert shares == {*SHARES}
+    ends = ("share", "cutmix", "rho", "high", "coverage", "validation", "polish")
+    assert ending(*ends) == {*SHARES}
     assert ending("momentum") == {*MOMENTA}
 
 
@@ -531,6 +534,26 @@ def test_experts_know_one_pool_of_a_segment():
         settings_with(matcher__name=name, dasm__rescore_every=1)
 
 
+def test_experts_belong_to_segments_and_not_to_a_polish():
+    mtt = {"matcher__name": "mtt", "dasm__polish": 0.1}
+    refuses("config.dasm.polish must be 0", "trajectory matching", **mtt)
+    settings_with(**mtt, dasm__segments=1)  # nothing to polish
+    for name in BATCH_MATCHERS:
+        settings_with(**mtt | {"matcher__name": name})
+
+
+@pytest.mark.parametrize("name", BATCH_MATCHERS)
+def test_networks_start_in_one_place(name):
+    trajectory = f"matcher__{name}__trajectory"
+    bank = {"matcher__name": name, f"{trajectory}__bank": 3}
+    segments = {f"{trajectory}__start": "segments"}
+    refuses(
+        f"{key(trajectory)}.bank=3", f"{key(trajectory)}.start='seg", **bank, **segments
+    )
+    settings_with(**bank)
+    settings_with(**segments)
+
+
 # --- settings that are there already --------------------------------------------------
 
 
@@ -642,6 +665,7 @@ def accepted(name):
         ("dasm__pool", schedule.POOLS),
         ("dasm__schedule", schedule.SCHEDULES),
         ("dasm__score", scoring.SCORES),
+        *((f"matcher__{name}__image__schedule", SCHEDULES) for name in MATCHERS),
     ],
 )
 def test_choices_are_those_of_the_module(name, implemented):

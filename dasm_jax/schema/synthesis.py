@@ -76,6 +76,8 @@ class DasmSettings:
     score_steps: Count
     rescore_every: Annotated[int, within(0)]
     context: Annotated[str, one_of(("active", "cumulative"))]
+    polish: Share
+    polish_rate: Rate
 
 
 @dataclasses.dataclass(frozen=True)
