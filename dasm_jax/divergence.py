@@ -14,7 +14,15 @@ def trouble(
     distances: np.ndarray,
     pixels: np.ndarray,
 ) -> str | None:
-    """Say where a number stopped being finite."""
+    """Say where a number stopped being finite; None where all are.
+
+    Args:
+      problem: the fixed pieces.
+      plan: of the segment.
+      outer: its outer iteration, from 0.
+      distances: f32[inner, C] of that iteration.
+      pixels: f32[C, n, H, W, ch] after it.
+    """
     steps, labels = np.nonzero(~np.isfinite(distances))
     where = f"{plan.name}, outer iteration {outer + 1}"
     if len(steps):
@@ -32,6 +40,7 @@ def trouble(
 
 
 def remedy(problem: Problem, plan: SegmentPlan) -> str:
+    """Say which settings to change."""
     matcher = problem.settings.matcher
     fields = f"config.matcher.{matcher.name}.image.lr"
     if isinstance(matcher.active, TrajectoryMatchingSettings):

@@ -261,7 +261,7 @@ def test_a_cell_that_failed_is_a_row(tmp_path, monkeypatch):
 
     def fail(settings, *args):
         if settings.dasm.segments == 2:
-            raise NonFiniteError("a pixel is\nnot finite", None)
+            raise NonFiniteError("a pixel is not finite", None)
         return real(settings, *args)
 
     given = {"study__ipcs": (2,), "study__arms": ARMS[1:3]}
