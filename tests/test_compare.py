@@ -4,13 +4,17 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dasm_jax import run
-from dasm_jax.errors import UserError
+from dasm_jax import run, signals
+from dasm_jax.errors import Interrupted, UserError
 from dasm_jax.experiments import common, compare
 from dasm_jax.experiments.compare import cell_settings, cells_of, run_cell
 from dasm_jax.settings import changed, from_config
@@ -174,6 +178,64 @@ def test_a_killed_cell_does_not_end_the_table(monkeypatch):
     monkeypatch.setattr(compare, "run_cell", die)
     failure = compare._in_a_process("distill", settings_with(), "nowhere")
     assert "killed" in failure["failure"]
+
+
+# --- signals --------------------------------------------------------------------------
+
+
+def stop_when_asked(experiment, settings, folder):
+    """A cell that keeps what it has, and gets every signal more than once."""
+    with signals.noted() as found:
+        (Path(folder) / "begun").touch()
+        while found.signal is None:
+            time.sleep(0.01)
+        os.kill(os.getpid(), found.signal)
+    os.kill(os.getpid(), found.signal)
+    time.sleep(2 * compare.LOOK)
+    raise Interrupted(found.signal, "all is kept")
+
+
+def linger(experiment, settings, folder):
+    """A cell that has nothing to keep."""
+    (Path(folder) / "begun").touch()
+    time.sleep(60)
+
+
+def signalled(monkeypatch, folder, cell, number):
+    """What a cell ends with when this process gets a signal in the middle of it."""
+
+    def send():
+        while not (folder / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(compare, "run_cell", cell)
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(Interrupted) as caught:
+        compare._in_a_process("distill", settings_with(), str(folder))
+    thread.join()
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == before
+    assert caught.value.signal == number
+    return str(caught.value)
+
+
+def test_a_cell_is_waited_for_when_a_signal_comes(tmp_path, monkeypatch, capfd):
+    text = signalled(monkeypatch, tmp_path, stop_when_asked, signal.SIGTERM)
+    assert text == "all is kept"
+    lines = capfd.readouterr().err.splitlines()
+    assert [line[:20] for line in lines] == ["SIGTERM: stopping at"]  # said once
+
+
+def test_a_cell_that_keeps_nothing_ends_at_once(tmp_path, monkeypatch):
+    began = time.monotonic()
+    text = signalled(monkeypatch, tmp_path, linger, signal.SIGTERM)
+    assert (
+        f"stopped by SIGTERM; the same command goes on with the cell {tmp_path.name}"
+        == text
+    )
+    assert time.monotonic() - began < 40
 
 
 # --- a true table ---------------------------------------------------------------------
