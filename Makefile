@@ -14,7 +14,7 @@ test: .venv/test  ## all tests but the slow ones
 test-all: .venv/test  ## and the slow ones, and all generated cases: half an hour
 	ALL_CASES=1 $(PYTEST)
 
-torture: .venv/test  ## kill a run 20 times, compare with one left in peace: minutes
+torture: .venv/test  ## kill runs 20 times, compare with those left in peace: minutes
 	$(BIN)/python -m tests.torture $(ARGS)
 
 lint: .venv/test  ## style and types
