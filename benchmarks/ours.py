@@ -15,6 +15,7 @@ import numpy as np
 
 from dasm_jax import augment, budget, dasm, distill, mesh, sampling
 from dasm_jax.budget import SegmentPlan
+from dasm_jax.device_memory import program_bytes
 from dasm_jax.loops import Loop
 from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.problem import Problem
@@ -161,16 +162,9 @@ def _program(prepared: Prepared, update: distill.Update, seconds: float) -> Prog
 
 def _memory(update: distill.Update) -> dict[str, int] | None:
     """Bytes of the largest of its programs, by use; donated ones count once."""
-    names = ("temp", "argument", "output", "alias")
-    found = []
-    for program in update.programs.values():
-        analysis = program.memory_analysis()
-        if analysis is None:
-            return None
-        sizes = {n: int(getattr(analysis, f"{n}_size_in_bytes")) for n in names}
-        total = sizes["temp"] + sizes["argument"] + sizes["output"] - sizes["alias"]
-        found.append({**sizes, "total": total})
-    return max(found, key=lambda sizes: sizes["total"])
+    found = [program_bytes(program) for program in update.programs.values()]
+    known = [sizes for sizes in found if sizes is not None]
+    return max(known, key=lambda sizes: sizes["total"], default=None)
 
 
 def matching_memory(problem: Problem) -> dict[str, int] | None:

@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
     config.experiment = "distill"  # what to run
     config.seed = 0  # of the synthesis
     config.devices = 0  # to work on side by side; 0: all there are
+    # A distance or pixel that is not finite: stop, or rollback (to the last checkpoint,
+    # with the image rate halved from there on; ten times, then it stops)
+    config.on_nonfinite = "stop"
     config.ipc = 10  # stored images per class, all segments together
 
     config.data = data = ConfigDict()
@@ -26,6 +29,7 @@ def get_config() -> ConfigDict:
     data.train_split = "train"
     data.test_split = "test"
     data.test_share = 0.2  # of a folder that has no test/ of its own
+    data.validation = 0.0  # share of training images tested on in the test's place
     data.size = 0  # px: shorter side resized, then centre crop; 0: images as they are
     data.downsample = 1  # average blocks of n×n pixels on loading
     data.zca = False  # networks see whitened images (trajectory matching on CIFAR)
@@ -133,6 +137,18 @@ def get_config() -> ConfigDict:
     curve.ipcs = (1, 10, 20, 50)
     curve.seeds = (0, 1, 2)  # of synthesis and evaluation
     curve.document = ""  # Markdown file whose section for this dataset is renewed
+
+    config.study = study = ConfigDict()  # experiment=study, arms and their differences
+    study.name = "study"  # of the table, in documents and file names
+    # "name: field=value …", fields of dasm, matcher and synthetic; or a name of
+    # curve.methods alone
+    study.arms = ("random", "idc", "dasm")
+    study.baseline = "idc"  # arm that the others are compared with
+    study.ipcs = (10, 50)
+    study.seeds = (0, 1, 2)  # of synthesis and evaluation
+    study.prefixes = False  # of the largest runs too, where a segment ends at an IPC
+    study.rows = ""  # cells.csv files, commas between: show them, run nothing
+    study.document = ""  # Markdown file whose section is renewed, the CSV beside it
 
     config.measure = measure = ConfigDict()  # section 7: what a run measures of itself
     measure.networks = 1  # trained on all real images, they rank difficulty; 0: nothing

@@ -21,6 +21,12 @@ class SegmentPlan(NamedTuple):
     network_steps: int  # SGD steps of the networks per inner step
     learning_rate: float  # of the images
     flops_per_step: float  # matching FLOPs of one inner step over all classes
+    halvings: int = 0  # of the learning rate, which is what they left
+
+    def slowed(self, halvings: int) -> "SegmentPlan":
+        """The same plan with its learning rate halved so many times."""
+        rate = self.learning_rate / 2**halvings
+        return self._replace(learning_rate=rate, halvings=halvings)
 
     @property
     def flops(self) -> float:

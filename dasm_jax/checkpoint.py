@@ -11,23 +11,27 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dasm_jax.errors import UserError
-from dasm_jax.files import write_atomically
+from dasm_jax.errors import CannotWrite, UserError
+from dasm_jax.files import cannot_write, write_atomically
 
 TREE = "tree"
 METADATA = "metadata.json"
+INSTEAD_OF = "instead_of"
+OVERHEAD = 2**14  # bytes that Orbax writes about an item, more or less
 
 _log = logging.getLogger(__name__)
 _quiet = threading.Lock()
@@ -37,13 +41,21 @@ class Damaged(UserError):
     """An item is there, and cannot be used."""
 
 
+class Item(NamedTuple):
+    """One of several, as it is found."""
+
+    tree: Any
+    metadata: dict[str, Any]
+    number: int
+
+
 def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
     """Store a tree of arrays, none of them empty, with metadata that is plain JSON.
 
     An older item of that name gives way; the folder is made where it is missing.
 
     Raises:
-      UserError: it cannot be written (permissions, a full disk).
+      CannotWrite: permissions, a full disk; what there was of it is removed.
     """
     if jax.process_index() != 0:
         return  # the first of several processes writes
@@ -53,17 +65,17 @@ def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / METADATA).unlink(missing_ok=True)
-        # Asked beforehand, because Orbax meets a full disk with pages of tracebacks.
-        if shutil.disk_usage(path).free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _take_room(path, size)
         with _quiet_checkpointer() as checkpointer:
             checkpointer.save(path / TREE, ocp.args.PyTreeSave(arrays), force=True)
         record = {"metadata": metadata, "files": _digests(path / TREE)}
+        text = json.dumps(record, indent=2) + "\n"
+        write_atomically(path / METADATA, lambda file: file.write(text.encode()))
     except (OSError, ValueError) as error:  # TensorStore's write errors are ValueErrors
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}") from error
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(path / METADATA, lambda file: file.write(text.encode()))
+        shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, CannotWrite):
+            raise
+        raise cannot_write(path, _as_os_error(error)) from error
 
 
 def load(folder: Path, name: str, like: Any) -> Any:
@@ -114,44 +126,67 @@ class Checkpoints:
         self._next = 1 + max(self._numbers(), default=0)
 
     def newest(
-        self, read: Callable[[dict[str, Any]], Any]
-    ) -> tuple[Any, dict[str, Any], str] | None:
-        """The newest item that is not damaged: tree, metadata and name.
+        self, read: Callable[[dict[str, Any]], Any], most: int = 1
+    ) -> list[Item]:
+        """The newest items that are not damaged, the newest one first.
+
+        Those that a newer one stands for are none of them, and are removed. Damaged
+        ones are said in one line each.
 
         Args:
           read: gets the metadata of an item, and says what ``load`` needs to know.
-
-        Returns:
-          ``None`` where there is no such item; damaged ones are said in one line each.
+          most: how many are looked for.
         """
-        damaged = []
+        found: list[Item] = []
+        damaged, replaced = [], set()
         for number in sorted(self._numbers(), reverse=True):
+            if len(found) == most:
+                break
             name = _name(number)
             try:
                 metadata = read_metadata(self._folder, name)
-                if metadata is not None:
+                if metadata is not None and number not in replaced:
                     tree = load(self._folder, name, read(metadata))
+                    found.append(Item(tree, metadata, number))
+                    replaced |= {*metadata.get(INSTEAD_OF, ())}
                     for path in damaged:
                         _log.warning("%s is damaged; %s is used instead", path, name)
-                    return tree, metadata, name
+                    damaged = []
+                    continue
             except Damaged:
                 damaged.append(self._folder / name)
             self._remove(number)
         for path in damaged:
             _log.warning("%s is damaged, and there is no whole one before it", path)
-        return None
+        return found
 
-    def save(self, tree: Any, metadata: dict[str, Any]) -> None:
+    def save(
+        self,
+        tree: Any,
+        metadata: dict[str, Any],
+        instead_of: Sequence[int] | None = None,
+    ) -> int:
         """Begin to write an item, once the one before it is written.
 
         Nothing may change the arrays any more.
+
+        Args:
+          tree: arrays.
+          metadata: plain JSON; ``INSTEAD_OF`` is added where that is given.
+          instead_of: numbers of older items, which are removed once it is whole.
+
+        Returns:
+          its number.
 
         Raises:
           UserError: the one before it could not be written.
         """
         self.wait()
         number, self._next = self._next, self._next + 1
+        if instead_of is not None:
+            metadata = {**metadata, INSTEAD_OF: list(instead_of)}
         self._pending = self._writer.submit(self._write, number, tree, metadata)
+        return number
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -176,6 +211,8 @@ class Checkpoints:
 
     def _write(self, number: int, tree: Any, metadata: dict[str, Any]) -> None:
         save(self._folder, _name(number), tree, metadata)
+        for old in metadata.get(INSTEAD_OF, ()):
+            self._remove(old)
         for old in sorted(self._numbers())[: -self._keep]:
             self._remove(old)
 
@@ -217,6 +254,28 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unusable(path) from error
+
+
+def _take_room(folder: Path, size: int) -> None:
+    """Raise an OSError where so many bytes cannot be written.
+
+    Orbax meets that with pages of tracebacks.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):  # a limit on files, or on what a user may have
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size + OVERHEAD)
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """What TensorStore says, in a line and with a code, as Python says it."""
+    if isinstance(error, OSError):
+        return error
+    text = str(error).splitlines()[0]
+    if code := re.search(r"os_error_code='(\d+)'", text):
+        return OSError(int(code[1]), os.strerror(int(code[1])))
+    return OSError(None, text)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dasm_jax import distill, initial, mesh, sampling, training
 from dasm_jax.budget import SegmentPlan
+from dasm_jax.device_memory import Need, estimate
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.image_optimizer import make_image_optimizer
 from dasm_jax.keys import Use, key_for
@@ -85,7 +86,7 @@ class Programs(NamedTuple):
     """Compiled once for all segments of one shape: others are refused."""
 
     update: distill.Update
-    start_outer: Callable[..., SegmentState]
+    start_outer: jax.stages.Compiled  # (state, given) -> state
 
 
 class Shared(NamedTuple):
@@ -96,7 +97,8 @@ class Shared(NamedTuple):
     make_pool: MakePool
     supplier: Supplier
     on_outer: Callable[[Progress], None]
-    programs: dict[tuple[int, int], Programs]  # those of every shape seen so far
+    on_need: Callable[[Need], None]
+    programs: dict[tuple[int, int, int], Programs]  # of every shape and rate so far
 
 
 def run_dasm(
@@ -108,6 +110,7 @@ def run_dasm(
     on_network: Callable[[], None] = lambda: None,
     on_expert: Callable[[int, int], None] = lambda segment, done: None,
     on_outer: Callable[[Progress], None] = lambda progress: None,
+    on_need: Callable[[Need], None] = lambda need: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
 ) -> list[SegmentResult]:
     """Make all segments, easy to hard. With one segment this is the plain matcher.
@@ -121,13 +124,14 @@ def run_dasm(
       on_network: called after every network that was trained to score.
       on_expert: called with segment and number of experts that are ready.
       on_outer: called after every outer iteration.
+      on_need: called with an estimate of memory ahead of a segment of a new shape.
       on_segment: called when a segment is frozen.
 
     Raises:
       NonFiniteError: a distance or pixel is not finite; carries the last good set.
     """
     root = jax.random.key(problem.settings.seed)
-    results, active = resume or Snapshot([])
+    results, active, halvings = resume or Snapshot([])
     results = list(results)
     pools = [each.pool for each in (*results, active) if each is not None]
     shared = Shared(
@@ -136,10 +140,11 @@ def run_dasm(
         make_pool_maker(problem, root, on_network=on_network, earlier=pools),
         make_supplier(problem, root, experts_folder, on_expert),
         on_outer,
+        on_need,
         programs={},
     )
     for plan in (plans or plan_segments(problem))[len(results) :]:
-        result = match_segment(shared, plan, results, active)
+        result = match_segment(shared, plan.slowed(halvings), results, active)
         active = None
         results.append(result)
         on_segment(result)
@@ -163,7 +168,7 @@ def match_segment(
     Raises:
       NonFiniteError: see ``run_dasm``.
     """
-    problem, root, make_pool, supplier, on_outer, programs = shared
+    problem, root, make_pool, supplier, on_outer, on_need, programs = shared
     s = problem.settings
     place = partial(mesh.place, problem.loop.mesh)
     key = place(root)
@@ -187,7 +192,7 @@ def match_segment(
         state = place(start(Variables(pixels, problem.method.learned), given))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
-    shape = (plan.size, plan.network_steps)
+    shape = (plan.size, plan.network_steps, plan.halvings)
     if shape not in programs:
         step = distill.make_step(
             problem.method.objective(context_of(problem), problem.loop),
@@ -200,6 +205,10 @@ def match_segment(
             distill.compile_update(step, plan.network_steps, loop, (key, state, data)),
             mesh.jit(loop.mesh, begin).lower(state, given).compile(),
         )
+        update, start_outer = programs[shape]
+        compiled = [*update.programs.values(), start_outer]
+        if (need := estimate((state, data), compiled, loop.mesh)) is not None:
+            on_need(need)
     update, start_outer = programs[shape]
     seconds = seconds._replace(
         compiling=seconds.compiling + time.perf_counter() - began,
@@ -229,11 +238,12 @@ def match_segment(
         good, now = now.clip(0.0, 1.0), _as_shown(optimizers, state)
         trouble = _trouble(problem, plan, outer, distances, now)
         if trouble:
-            raise NonFiniteError(trouble, synthetic_set([*finished, good]))
+            last_good = synthetic_set([*finished, good])
+            raise NonFiniteError(trouble, last_good, _remedy(problem, plan))
         spent = time.perf_counter() - began
         seconds = seconds._replace(matching=seconds.matching + spent)
         stands = (outer + 1, pool_round, pool, state, seconds)
-        snapshot = partial(_snapshot, list(results), stands)
+        snapshot = partial(_snapshot, list(results), stands, plan.halvings)
         on_outer(Progress(plan, outer + 1, distances, spent, snapshot))
     learned = jax.tree.map(float, state.variables.learned)
     seen = learner.view(key, state.learner, data, state.step - 1)
@@ -248,11 +258,12 @@ def _as_shown(optimizers: distill.Optimizers, state: SegmentState) -> np.ndarray
     return np.asarray(pixels)
 
 
-def _snapshot(finished: list[SegmentResult], stands: tuple) -> Snapshot:
+def _snapshot(finished: list[SegmentResult], stands: tuple, halvings: int) -> Snapshot:
     outer, pool_round, pool, state, seconds = stands
     # On CPU np.asarray is a view of memory that the next update is given.
     leaves = [np.array(leaf) for leaf in jax.tree.leaves(state)]
-    return Snapshot(finished, Active(outer, pool_round, pool, leaves, seconds))
+    active = Active(outer, pool_round, pool, leaves, seconds)
+    return Snapshot(finished, active, halvings)
 
 
 def _put_back(
@@ -310,13 +321,19 @@ def _trouble(
         where += f", class {label} ({problem.dataset.class_names[label]})"
     else:
         return None
+    return f"{what} is not finite in {where}"
+
+
+def _remedy(problem: Problem, plan: SegmentPlan) -> str:
     matcher = problem.settings.matcher
     fields = f"config.matcher.{matcher.name}.image.lr"
     if isinstance(matcher.active, TrajectoryMatchingSettings):
         fields += f", config.matcher.{matcher.name}.step_size or step_size_lr"
+    if not plan.halvings:
+        fields += ", or set config.on_nonfinite='rollback'"
     return (
-        f"{what} is not finite in {where}; lower {fields} (the segment's image rate is "
-        f"{plan.learning_rate:g}); the last good set is kept"
+        f"lower {fields} (the segment's image rate is {plan.learning_rate:g}); "
+        "the last good set is kept"
     )
 
 

@@ -31,15 +31,20 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+class CannotWrite(UserError):
+    """A file cannot be written: nothing that comes after can be, so the run ends."""
+
+
 class NonFiniteError(FloatingPointError):
     """The matching distance or a pixel is no longer a finite number.
 
-    The message names segment, step and class; ``last_good`` is the synthetic set as it
-    was before (``types.SyntheticSet``).
+    The message is ``trouble``, which names segment, step and class, and the remedy;
+    ``last_good`` is the synthetic set as it was before (``types.SyntheticSet``).
     """
 
-    def __init__(self, message: str, last_good: Any):
-        super().__init__(printable(message))
+    def __init__(self, trouble: str, last_good: Any, remedy: str = ""):
+        super().__init__(printable(f"{trouble}; {remedy}" if remedy else trouble))
+        self.trouble = printable(trouble)
         self.last_good = last_good
 
 

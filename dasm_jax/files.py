@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, files that grow by lines, and locks."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -10,18 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotWrite, UserError
 
 UNFINISHED = ".unfinished"
 
 _log = logging.getLogger(__name__)
+
+_GO_ON = "start the same command again, and it goes on where it stopped"
+_REMEDIES = {
+    errno.ENOSPC: f"make room there, then {_GO_ON}",
+    errno.EDQUOT: f"make room there, then {_GO_ON}",
+    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), then {_GO_ON}",
+}
+
+
+def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
+    """The error that names a file, the reason, and what helps where that is room."""
+    text = f"cannot write {path}: {error.strerror or error}"
+    remedy = _REMEDIES.get(error.errno or 0)
+    return CannotWrite(f"{text}; {remedy}" if remedy else text)
 
 
 def write_atomically(path: Path, write) -> None:
     """Let ``write(file)`` fill a file that appears whole or not at all.
 
     Raises:
-      UserError: it cannot be written (permissions, a full disk).
+      CannotWrite: permissions, a full disk.
     """
     try:
         handle, temporary = tempfile.mkstemp(
@@ -38,7 +53,7 @@ def write_atomically(path: Path, write) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -51,7 +66,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all.
 
     Raises:
-      UserError: it cannot be written.
+      CannotWrite: permissions, a full disk.
     """
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -131,7 +146,7 @@ def locked(path: Path) -> Iterator[bool]:
     try:
         file = path.open("a")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise cannot_write(path, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,6 +24,18 @@ def physical_memory() -> int:
         return sys.maxsize
 
 
+def available_memory() -> int | None:
+    """Bytes that a process can still take without swapping; ``None``: unknown."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return None
+
+
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for its next allocation.
 

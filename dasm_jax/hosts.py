@@ -150,6 +150,15 @@ def check(settings: Settings) -> None:
             f"config.matcher.{name}.folder cannot be shared by several processes; "
             "leave it empty, and experts are kept in --workdir"
         )
+    if (
+        isinstance(m, TrajectoryMatchingSettings)
+        and settings.on_nonfinite == "rollback"
+    ):
+        # Experts are read again, and only the first process has them.
+        raise UserError(
+            f"config.on_nonfinite='rollback' does not go with several processes and "
+            f"config.matcher.name={name!r}; use 'stop'"
+        )
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class Use(enum.IntEnum):
     EXPERT_SPAN = 13
     SELECTION = 14
     MEASURE = 15
+    BOOTSTRAP = 16
 
 
 def key_for(

@@ -1,6 +1,7 @@
 """The segments ahead of a run: sizes, iterations, rates, counted FLOPs."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,43 @@ from dasm_jax.methods import Context
 from dasm_jax.problem import Problem
 from dasm_jax.schema import BatchMethodSettings
 from dasm_jax.segment import Variables, image_count
+from dasm_jax.settings import changed
 
 
-def plan_segments(problem: Problem) -> list[SegmentPlan]:
-    """Sizes, iterations and image learning rates of all segments."""
+class Costs(NamedTuple):
+    """Matching FLOPs of one inner step."""
+
+    whole: float  # on the set as one segment
+    of_size: dict[int, float]  # on a segment of so many images per class
+
+
+def costs_of(problem: Problem) -> Costs:
+    """Count what the steps of a run cost; its length plays no part."""
+    s = problem.settings
+    sizes = {*schedule.segment_sizes(s.ipc, s.dasm.segments)}
+    return Costs(
+        matching_flops(problem, s.ipc, None),
+        {n: matching_flops(problem, n, context_of(problem)) for n in sizes},
+    )
+
+
+def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentPlan]:
+    """Sizes, iterations and image learning rates of all segments.
+
+    Args:
+      problem: the fixed pieces.
+      costs: of the problem, where they are counted already.
+    """
     s, m = problem.settings, problem.settings.matcher.active
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
-    whole = matching_flops(problem, s.ipc, None)
+    costs = costs or costs_of(problem)
     steps = m.loop.niter * inner_steps(problem, s.ipc)
     side = max(problem.dataset.image_shape[:2])
-    costs = {n: matching_flops(problem, n, context_of(problem)) for n in {*sizes}}
     plans = []
     for k, size in enumerate(sizes, start=1):
         inner = inner_steps(problem, size)
         share = budget.steps_of_segment(
-            s.dasm.budget, steps, len(sizes), whole, costs[size]
+            s.dasm.budget, steps, len(sizes), costs.whole, costs.of_size[size]
         )
         plans.append(
             SegmentPlan(
@@ -38,10 +61,40 @@ def plan_segments(problem: Problem) -> list[SegmentPlan]:
                 learning_rate=budget.image_rate(
                     m.image.rule, m.image.lr, size, side, m.image.base_size
                 ),
-                flops_per_step=costs[size],
+                flops_per_step=costs.of_size[size],
             )
         )
     return plans
+
+
+def total_flops(plans: list[SegmentPlan]) -> float:
+    """Matching FLOPs of a run."""
+    return sum(plan.flops for plan in plans)
+
+
+def fitting_niter(problem: Problem, flops: float) -> tuple[int, float]:
+    """The ``loop.niter`` with which a run comes nearest to ``flops``.
+
+    Returns:
+      it, at least 1, and the matching FLOPs of the run: segments have whole outer
+      iterations, so they differ a little.
+    """
+    costs, s = costs_of(problem), problem.settings
+    field = f"matcher.{s.matcher.name}.loop.niter"
+
+    def total(niter: int) -> float:
+        longer = problem._replace(settings=changed(s, {field: niter}))
+        return total_flops(plan_segments(longer, costs))
+
+    above = 1
+    while total(above) < flops:
+        above *= 2
+    below = max(above // 2, 1)
+    while above - below > 1:  # it never falls as the run gets longer
+        middle = (above + below) // 2
+        above, below = (above, middle) if total(middle) < flops else (middle, below)
+    best = min((below, above), key=lambda niter: abs(total(niter) - flops))
+    return best, total(best)
 
 
 def context_of(problem: Problem) -> Context:

@@ -1,5 +1,6 @@
 """The pool of a segment: score the real images, then choose what to match against."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,6 +25,11 @@ class Pool(NamedTuple):
     difficulty: Difficulty | None  # None where nothing was scored
     networks: list[Params]  # on the finished segments; none where none are matched on
     seconds: float  # training the networks and scoring
+
+
+def digest(members: np.ndarray) -> str:
+    """SHA-256 of a set of images, by their numbers i64[n] in the train split."""
+    return hashlib.sha256(np.sort(members).astype("<i8").tobytes()).hexdigest()
 
 
 MakePool = Callable[[int, int, list[np.ndarray]], Pool]

@@ -46,6 +46,7 @@ class Snapshot(NamedTuple):
 
     finished: list[SegmentResult]
     active: Active | None = None  # None between two segments
+    halvings: int = 0  # of the image rates from here on
 
 
 class Progress(NamedTuple):

@@ -93,9 +93,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
             return percent(row.get("mean"), row.get("std"))
         return cell(row.get(name, ""))
 
-    columns = [
-        "test accuracy, %" if n == "mean" else n.replace("_", " ") for n in names
-    ]
+    columns = ["accuracy, %" if n == "mean" else n.replace("_", " ") for n in names]
     body = [[text(row, name) for name in names] for row in rows]
     return Table(columns, body, list(names.values()))
 

@@ -11,8 +11,9 @@ from dasm_jax.experiments import (
     distill,
     evaluate,
     recover,
+    study,
 )
-from dasm_jax.experiments.common import memory_explained
+from dasm_jax.experiments.memory import memory_explained
 from dasm_jax.schema import Settings
 from dasm_jax.workdir import REPORT, open_workdir
 
@@ -23,6 +24,7 @@ EXPERIMENTS = {
     "coreset": coreset.run,
     "curve": curve.run,
     "evaluate": evaluate.run,
+    "study": study.run,
 }
 
 

@@ -3,10 +3,12 @@
 ``ml_collections`` stops at this module.
 """
 
+import ast
 import dataclasses
 import math
 import sys
 import typing
+from contextlib import suppress
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict
@@ -77,6 +79,29 @@ def check_key(path: str) -> None:
         if name not in hints:
             raise UserError(unknown_name(f"config key '{group}.{name}'", name, hints))
         known, group = hints[name], f"{group}.{name}"
+
+
+def parsed(path: str, text: str) -> Any:
+    """The value of one field, named as ``"dasm.segments"``, from text.
+
+    Raises:
+      UserError: there is no such field, or it cannot hold that value.
+    """
+    check_key(f"config.{path}")
+    hint: Any = Settings
+    for name in path.split("."):
+        hint = typing.get_type_hints(hint, include_extras=True)[name]
+    if dataclasses.is_dataclass(hint):
+        raise UserError(f"config.{path} is a group; name one of its fields")
+    plain = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    value: Any = text
+    if plain is bool:
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    elif plain is not str:
+        # What is no Python value stays a text, which is not what the field holds.
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = ast.literal_eval(text)
+    return _convert(hint, value, path)
 
 
 def _build(cls: Any, config: Any, prefix: str) -> Any:

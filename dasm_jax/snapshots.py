@@ -15,12 +15,17 @@ from dasm_jax.scoring import Difficulty
 def to_arrays(snapshot: Snapshot) -> tuple[list[np.ndarray], dict[str, Any]]:
     """All arrays of a snapshot, and the rest: plain JSON that says what they are.
 
-    Plans are left out, they follow from the settings. Nothing is copied.
+    Of plans only the halvings are stored, the rest follows from the settings. Nothing
+    is copied.
     """
     active = snapshot.active
     stored = Snapshot(
-        [r._replace(plan=None, pool=_join(r.pool)) for r in snapshot.finished],  # type: ignore[arg-type]
+        [
+            r._replace(plan=r.plan.halvings, pool=_join(r.pool))  # type: ignore[arg-type]
+            for r in snapshot.finished
+        ],
         active and active._replace(pool=_join(active.pool)),
+        snapshot.halvings,
     )
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(stored)]
     layout = {
@@ -53,7 +58,7 @@ def from_arrays(
     """The snapshot that ``to_arrays`` took apart, of a run of the same problem."""
     params = jax.eval_shape(problem.network.init, jax.random.key(0))
     of_result = SegmentResult(
-        plan=None,  # type: ignore[arg-type]
+        plan=0,  # type: ignore[arg-type]
         pixels=np.empty(0),
         learned=problem.method.learned,
         pool=_pool_like(False, []),
@@ -77,7 +82,7 @@ def from_arrays(
     return Snapshot(
         [
             result._replace(
-                plan=plan,
+                plan=plan.slowed(int(result.plan)),  # type: ignore[arg-type]
                 learned=jax.tree.map(float, result.learned),
                 pool=_split(result.pool),
                 seconds=Seconds(*map(float, result.seconds)),
@@ -92,6 +97,7 @@ def from_arrays(
             stored.active.state,
             Seconds(*map(float, stored.active.seconds)),
         ),
+        int(stored.halvings),
     )
 
 

@@ -1,6 +1,5 @@
 """What the networks of a segment start from: fresh weights, or expert trajectories."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from dasm_jax import mesh as meshes
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.experts import ExpertPlan
 from dasm_jax.keys import Use, key_for
-from dasm_jax.pools import Pool
+from dasm_jax.pools import Pool, digest
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schema import BatchMethodSettings, TrajectoryMatchingSettings
@@ -143,7 +142,6 @@ def expert_identity(
 ) -> dict[str, Any]:
     """Everything that stored experts depend on, as plain JSON."""
     s = problem.settings
-    members = members.astype("<i8")
     return {
         "dataset": problem.dataset.name,
         "data_hash": problem.dataset.content_hash,
@@ -153,6 +151,6 @@ def expert_identity(
         "recipe": asdict(m.recipe),
         "epochs": m.epochs,
         "seed": s.seed,
-        "pool": hashlib.sha256(members.tobytes()).hexdigest(),
+        "pool": digest(members),
         "version": __version__,
     }

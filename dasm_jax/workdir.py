@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, its logs, and where its numbers come from."""
+"""What a run leaves behind: its folder, and where its numbers come from."""
 
 import importlib.metadata
 import json
@@ -10,23 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
-from dasm_jax.errors import UserError, printable
-from dasm_jax.files import (
-    locked,
-    open_to_append,
-    read_record,
-    remove_unfinished,
-    write_json,
-)
+from dasm_jax.errors import UserError
+from dasm_jax.files import locked, read_record, remove_unfinished, write_json
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
@@ -83,14 +76,23 @@ def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
 # experiment of that name does.
 _READERS = {
     "recover": ("recover", "compare"),
-    "coreset": ("coreset", "curve"),
-    "synthetic": ("distill", "recover", "compare", "coreset", "curve"),
-    "matcher": ("distill", "recover", "compare", "coreset", "curve"),
-    "dasm": ("distill", "recover", "compare", "coreset", "curve"),
+    "coreset": ("coreset", "curve", "study"),
+    "synthetic": ("distill", "recover", "compare", "coreset", "curve", "study"),
+    "matcher": ("distill", "recover", "compare", "coreset", "curve", "study"),
+    "dasm": ("distill", "recover", "compare", "coreset", "curve", "study"),
     "ipc": ("distill", "recover", "compare", "coreset"),
     "seed": ("distill", "recover", "compare", "coreset", "evaluate"),
     "measure": ("distill",),
 }
+_NOT_THE_RESULT = (
+    "compare",
+    "curve",
+    "study",
+    "log",
+    "devices",
+    "checkpoint",
+    "on_nonfinite",
+)
 _ONLY_EVALUATE = (
     "synthetic",
     "architectures",
@@ -109,15 +111,17 @@ def identity(settings: Settings) -> dict[str, Any]:
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on: a table may grow, and matchers that are not run change.
 
-    Tables are compare, curve and evaluate: each cell of theirs knows what it depends
-    on, and is used again or not by that. On how many devices a run is made changes
-    its last bits only: it may be shown, and go on, on a machine that has others.
+    Tables are compare, curve, study and evaluate: each cell of theirs knows what it
+    depends on, and is used again or not by that. On how many devices a run is made
+    changes its last bits only: it may be shown, and go on, on a machine that has
+    others. What to do about a number that is not finite may be decided when there is
+    one.
     """
     experiment, matcher = config.get("experiment"), config.get("matcher")
     kept = {
         name: value
         for name, value in config.items()
-        if name not in ("compare", "curve", "log", "devices", "checkpoint")
+        if name not in _NOT_THE_RESULT
         and experiment in _READERS.get(name, (experiment,))
     }
     if isinstance(of_evaluation := kept.get("evaluate"), dict):
@@ -127,7 +131,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
             for name, value in of_evaluation.items()
             if name not in _ONLY_EVALUATE
         }
-        if experiment == "curve":  # every cell has a seed of its own
+        if experiment in ("curve", "study"):  # every cell has a seed of its own
             kept["evaluate"].pop("seed", None)
     if experiment == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")
@@ -142,99 +146,6 @@ def claim_workdir(workdir: Path, settings: Settings) -> None:
 
 def _as_json(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(to_dict(settings)))
-
-
-class LogPosition(NamedTuple):
-    """A moment in the logs of a run, from which they can be continued."""
-
-    done: int = 0  # units of work
-    seconds: float = 0.0
-    metrics_bytes: int | None = None  # of ``metrics.jsonl``; None: all there are
-
-
-class RunLog:
-    """``metrics.jsonl``, ``log.txt`` and a progress bar, in step with each other.
-
-    Begun anew, or continued ``after`` a moment: metrics of later ones are dropped, and
-    so is what was left of a last line; ``log.txt`` tells all that happened.
-    """
-
-    def __init__(self, workdir: Path, total: int, *, after: LogPosition | None = None):
-        try:
-            if after is None:
-                for name in ("metrics.jsonl", "log.txt"):
-                    (workdir / name).unlink(missing_ok=True)
-            size = after and after.metrics_bytes
-            self._metrics = open_to_append(workdir / "metrics.jsonl", size)
-            self._text = open_to_append(workdir / "log.txt")
-        except OSError as error:
-            raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
-        after = after or LogPosition()
-        self._began = time.perf_counter() - after.seconds
-        self._done, self._total = after.done, total
-        self._bar = tqdm(
-            total=total,
-            initial=after.done,
-            unit="it",
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            file=sys.stderr,
-        )
-
-    @property
-    def position(self) -> LogPosition:
-        """Now."""
-        seconds = time.perf_counter() - self._began
-        size = os.fstat(self._metrics.fileno()).st_size
-        return LogPosition(self._done, seconds, size)
-
-    def metrics(self, kind: str, **values: Any) -> None:
-        """Append one JSON line.
-
-        Raises:
-          UserError: it cannot be written.
-        """
-        seconds = round(time.perf_counter() - self._began, 3)
-        self._write(
-            self._metrics,
-            json.dumps({"kind": kind, "seconds": seconds, **values}, allow_nan=False),
-        )
-
-    def line(self, text: str) -> None:
-        """Append one line to ``log.txt``.
-
-        Raises:
-          UserError: it cannot be written.
-        """
-        self._write(self._text, f"{time.strftime('%H:%M:%S')} {printable(text)}")
-
-    def advance(self, text: str, log_it: bool) -> None:
-        """One unit of the total is done; ``text`` goes with the remaining time."""
-        self._done += 1
-        self._bar.set_description_str(printable(text), refresh=False)
-        self._bar.update()
-        if log_it:
-            spent = time.perf_counter() - self._began
-            left = spent / self._done * (self._total - self._done)
-            self.line(
-                f"{self._done}/{self._total} {text}, {spent:.0f} s spent, about "
-                f"{left:.0f} s left"
-            )
-
-    def close(self) -> None:
-        """Close the files and the bar."""
-        self._bar.close()
-        for file in (self._metrics, self._text):
-            # Every line was flushed when it was written, and failed there if it did.
-            with suppress(OSError):
-                file.close()
-
-    def _write(self, file: Any, text: str) -> None:
-        try:
-            file.write(text + "\n")
-            file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {file.name}: {error.strerror}") from None
 
 
 class PhaseClock:

@@ -29,7 +29,7 @@ OPTIONS = (
     "--config.dasm.score_steps=100",
     "--config.dasm.networks=1",
     "--config.evaluate.networks=2",
-    "--config.evaluate.steps=100",
+    "--config.evaluate.steps=300",
     "--config.measure.steps=100",
 )
 PATIENCE = 300.0
@@ -73,33 +73,38 @@ def run(folder: Path, which: Run, options: Iterable[str]) -> dict[str, np.ndarra
 
 
 def outputs(folder: Path) -> dict[str, np.ndarray]:
-    """Everything that a run computes, by the name it has in the report."""
+    """Everything that a run makes, by the name it has in the report."""
+    file = (folder / "synthetic.npz").read_bytes()
+    found = {"synthetic.npz, the file": np.frombuffer(file, np.uint8)}
     with np.load(folder / "synthetic.npz") as stored:
-        found = {name: stored[name] for name in ("images", "stored_pixels")}
+        segments = stored["stored_segments"]
+        for number in np.unique(segments):
+            pixels = stored["stored_pixels"][segments == number]
+            found[f"pixels of segment {number}"] = pixels
     texts = (folder / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(text) for text in texts]
     for title, kind, name in (
         ("matching distances", "outer", "distance_per_class"),
-        ("difficulty scores, mean", "segment", "score_mean_pool"),
-        ("images per pool", "segment", "pool_sizes"),
+        ("members of the pools", "segment", "pool_sha256"),
+        ("difficulty, mean of each pool", "segment", "score_mean_pool"),
         ("gradient norms", "measures", "mean_gradient_norm_by_decile"),
         ("accuracies", "evaluation", "networks"),
     ):
         rows = [line[name] for line in lines if line["kind"] == kind and name in line]
         assert rows, f"no {name} in metrics.jsonl"
         rows = [[*row.values()] if isinstance(row, dict) else row for row in rows]
-        found[title] = np.array(rows, np.float64)
+        found[title] = np.array(rows)
     return found
 
 
 def compare(one: np.ndarray, other: np.ndarray) -> str:
-    """``same bits``, or the largest difference."""
-    if one.shape != other.shape:
-        return "other shape"
-    if one.dtype == other.dtype and one.tobytes() == other.tobytes():
+    """``same bits``, or the largest difference; ``others`` where there is none."""
+    same_kind = (one.shape, one.dtype) == (other.shape, other.dtype)
+    if same_kind and one.tobytes() == other.tobytes():
         return "same bits"
-    difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
-    return f"{difference.max():.1e}"
+    if not same_kind or one.dtype.kind != "f":
+        return "others"
+    return f"{np.abs(one.astype(np.float64) - other).max():.1e}"
 
 
 def report(

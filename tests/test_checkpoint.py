@@ -216,11 +216,11 @@ def newest(folder):
     items = checkpoint.Checkpoints(folder, 2)
     found = items.newest(lambda metadata: [np.float32(0)])
     items.close()
-    if found is None:
+    if not found:
         return None
-    (value,), metadata, name = found
+    (((value,), metadata, number),) = found
     assert value == metadata["value"]
-    return name, metadata["value"]
+    return f"{number:06d}", metadata["value"]
 
 
 def test_the_newest_items_are_kept(tmp_path):

@@ -17,8 +17,8 @@ from dasm_jax.experiments.document import as_text, renew_section
 from dasm_jax.files import read_json, read_record
 from dasm_jax.npz import open_npz
 from dasm_jax.report_parts import Bullets, Table, markdown_parts
+from dasm_jax.run_log import RunLog
 from dasm_jax.types import ArrayDataset
-from dasm_jax.workdir import RunLog
 from tests import fuzz_npz
 from tests.data_cases import fails, only, png_bytes
 from tests.test_data_folder import write_images

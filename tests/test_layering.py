@@ -22,13 +22,14 @@ ROWS = [
     ["dasm_jax.progress"],
     ["dasm_jax.coreset", "dasm_jax.plan", "dasm_jax.pools", "dasm_jax.supply"],
     ["dasm_jax.report"],
-    ["dasm_jax.problem", "dasm_jax.workdir"],
+    ["dasm_jax.problem", "dasm_jax.run_log", "dasm_jax.workdir"],
     ["dasm_jax.methods", "dasm_jax.recipes", "dasm_jax.settings"],
     ["dasm_jax.hosts"],
     ["dasm_jax.distill", "dasm_jax.schema"],
     ["dasm_jax.experts", "dasm_jax.learners", "dasm_jax.objectives"],
     [
         "dasm_jax.augment",
+        "dasm_jax.bootstrap",
         "dasm_jax.budget",
         "dasm_jax.checks",
         "dasm_jax.image_optimizer",
@@ -50,6 +51,7 @@ ROWS = [
     [
         "dasm_jax.checkpoint",
         "dasm_jax.data",
+        "dasm_jax.device_memory",
         "dasm_jax.errors",
         "dasm_jax.files",
         "dasm_jax.host_memory",

@@ -31,10 +31,11 @@ from dasm_jax.experiments import common, keeper, sets
 from dasm_jax.experiments import distill as experiment
 from dasm_jax.plan import plan_segments
 from dasm_jax.problem import make_problem
+from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schema import CheckpointSettings
 from dasm_jax.settings import from_config
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
-from dasm_jax.workdir import LogPosition, RunLog, open_workdir
+from dasm_jax.workdir import open_workdir
 from tests.small import small_config, small_dataset, small_problem
 from tests.torture import ROOT, Run, torture
 

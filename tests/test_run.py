@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import run
+from dasm_jax import dasm, device_memory, run
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import common, distill
 from dasm_jax.settings import check_key, from_config
@@ -278,3 +279,48 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, name, first):
         start(tmp_path, matcher__name=name)
     for named in re.findall(r"config\.[\w.]+", str(caught.value)):
         check_key(named)
+
+
+def test_too_little_memory_is_said_before_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_memory, "room", lambda device: (10**6, 10**6 + 1))
+    with pytest.raises(UserError, match="the device has too little memory") as caught:
+        start(tmp_path)
+    said = str(caught.value)
+    assert "there are 1.0 MB, of which 1.0 MB are in use; lower config.matcher" in said
+    for named in re.findall(r"config\.[\w.]+", said):
+        check_key(named)
+    assert "outer" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "matching needs about" in (tmp_path / "log.txt").read_text()
+    needed = json.loads((tmp_path / "manifest.json").read_text())
+    needed = needed["estimated_memory_bytes"]
+    assert needed["data"] > small_dataset(3).train.images.nbytes
+    assert needed["programs"] > 1e4
+
+    # With so much it can begin; where there is less after all, the estimate is told.
+    enough = needed["used"] + needed["programs"]
+    monkeypatch.setattr(device_memory, "room", lambda device: (needed["used"], enough))
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 TB\nlong trace")
+
+    monkeypatch.setattr(dasm, "_trouble", full)
+    with pytest.raises(UserError, match="out of memory: matching needs about") as again:
+        start(tmp_path)
+    assert str(again.value).split("; ")[-1] == said.split("; ")[-1]
+
+
+def test_what_a_program_takes():
+    step = (
+        jax.jit(lambda x: jnp.sort(jnp.tanh(x @ x) @ x) @ x)
+        .lower(jnp.ones((100, 100)))
+        .compile()
+    )
+    found = device_memory.program_bytes(step)
+    assert found is not None
+    assert (found["argument"], found["output"]) == (40_000, 40_000)
+    assert found["temp"] >= 40_000
+    need = device_memory.estimate(jnp.ones(5), [step, step], None)
+    assert need is not None
+    assert (need.data, need.programs) == (20, found["temp"] + 80_000)
+    assert 0 < need.used < need.limit
+    assert need.fits == (need.used + need.programs <= need.limit)

@@ -99,6 +99,10 @@ TEXTS, TUPLES = of_type(str), of_type(tuple)
 FREE_TEXTS = [
     "compare__document",
     "curve__document",
+    "study__baseline",
+    "study__document",
+    "study__name",
+    "study__rows",
     "evaluate__synthetic",
     "data__data_dir",
     "data__name",
@@ -138,7 +142,7 @@ def test_no_kind_of_field_goes_untested():
     assert sorted([*INTS, *FLOATS, *BOOLS, *TEXTS, *TUPLES]) == sorted(LEAVES)
     turns = (f"matcher__{name}__image__class_turns" for name in MATCHERS)
     switches = {"data__zca", "evaluate__baselines", "evaluate__prefixes", *turns}
-    assert set(BOOLS) == {*switches, "evaluate__same_compute"}
+    assert set(BOOLS) == {*switches, "evaluate__same_compute", "study__prefixes"}
     assert TUPLES == [
         "compare__ipcs",
         "compare__matchers",
@@ -151,6 +155,9 @@ def test_no_kind_of_field_goes_untested():
         "data__std",
         "evaluate__architectures",
         "evaluate__augmentations",
+        "study__arms",
+        "study__ipcs",
+        "study__seeds",
     ]
 
 
@@ -285,6 +292,7 @@ RECIPES = (
 SHARES = (
     *(f"{name}__cutmix" for name in RECIPES),
     "data__test_share",
+    "data__validation",
     "dasm__rho",
     "dasm__high",
     "dasm__random_share",
@@ -344,7 +352,8 @@ def test_no_share_or_momentum_is_forgotten():
     def ending(*ends):
         return {name for name in FLOATS if name.endswith(ends)}
 
-    assert ending("share", "cutmix", "rho", "high", "coverage") == {*SHARES}
+    shares = ending("share", "cutmix", "rho", "high", "coverage", "validation")
+    assert shares == {*SHARES}
     assert ending("momentum") == {*MOMENTA}
 
 

@@ -1,11 +1,10 @@
 """What experiments share: loading, rows of a table, and what is printed at the end."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dasm_jax.data import load_dataset
@@ -13,17 +12,11 @@ from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
-from dasm_jax.schema import BatchMethodSettings, Settings
+from dasm_jax.run_log import LogPosition, RunLog
+from dasm_jax.schema import Settings
 from dasm_jax.settings import check_against_data
 from dasm_jax.types import Dataset
-from dasm_jax.workdir import (
-    REPORT,
-    LogPosition,
-    PhaseClock,
-    RunLog,
-    claim_workdir,
-    manifest,
-)
+from dasm_jax.workdir import REPORT, PhaseClock, claim_workdir, manifest
 
 SUMMARY = "summary.json"
 FINISHED = "this run was finished before; remove its folder to run it again"
@@ -45,6 +38,7 @@ def load_data(settings: Settings) -> Dataset:
         test_share=s.test_share,
         size=s.size,
         downsample=s.downsample,
+        validation=s.validation,
     )
 
 
@@ -67,31 +61,6 @@ def load_problem(settings: Settings) -> Problem:
     dataset = load_data(settings)
     check_fit(settings, dataset)
     return make_problem(settings, dataset)
-
-
-@contextmanager
-def memory_explained(settings: Settings) -> Iterator[None]:
-    """Say what to lower when the device runs out of memory.
-
-    Raises:
-      UserError: it did.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        names, name = ["network.width"], settings.matcher.name
-        if settings.experiment == "evaluate":
-            names.insert(0, "evaluate.recipe.batch")
-        elif settings.experiment != "recover":
-            names.insert(0, f"matcher.{name}.synthetic_batch")
-            if isinstance(settings.matcher.active, BatchMethodSettings):
-                names.insert(0, f"matcher.{name}.real_batch")
-        raise UserError(
-            "the device is out of memory; lower "
-            + " or ".join(f"config.{name}" for name in names)
-        ) from None
 
 
 def finished_summary(workdir: Path) -> dict[str, Any] | None:
@@ -120,6 +89,30 @@ def shown_again(
 
 
 @contextmanager
+def accounted(
+    log: RunLog, workdir: Path, content_hash: str, clock: PhaseClock
+) -> Iterator[None]:
+    """Close the log in the end, and say where the numbers come from.
+
+    Raises:
+      UserError: that cannot be written, and nothing else had ended the run.
+    """
+
+    def write() -> None:
+        log.close()
+        details = manifest(content_hash, clock.seconds) | log.facts
+        write_json(workdir / "manifest.json", details)
+
+    try:
+        yield
+    except BaseException:
+        with suppress(UserError):
+            write()
+        raise
+    write()
+
+
+@contextmanager
 def recorded(
     problem: Problem,
     workdir: Path,
@@ -136,12 +129,8 @@ def recorded(
     """
     claim_workdir(workdir, problem.settings)
     log = RunLog(workdir, units, after=after)
-    try:
+    with accounted(log, workdir, problem.dataset.content_hash, clock):
         yield log
-    finally:
-        log.close()
-        content_hash = problem.dataset.content_hash
-        write_json(workdir / "manifest.json", manifest(content_hash, clock.seconds))
 
 
 class Table:
@@ -188,8 +177,8 @@ def percent(mean: float, std: float | None) -> str:
 def render_table(summary: dict[str, Any]) -> list[str]:
     """Lines of a table: a row per IPC, a column per kind of set."""
     lines = [
-        f"{summary['dataset']}: test accuracy in %, mean ± std of "
-        f"{summary['evaluation_networks']} networks, "
+        f"{summary['dataset']}: {summary.get('split', 'test')} accuracy in %, mean ± "
+        f"std of {summary['evaluation_networks']} networks, "
         f"{summary['evaluation_steps']} steps each",
         "",
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dasm_jax import evaluate, signals
-from dasm_jax.errors import Interrupted, NonFiniteError, UserError
+from dasm_jax.errors import CannotWrite, Interrupted, NonFiniteError, UserError
 from dasm_jax.experiments import distill, recover
 from dasm_jax.experiments.common import (
     SUMMARY,
@@ -25,19 +25,19 @@ from dasm_jax.experiments.common import (
     finished_summary,
     load_data,
     load_problem,
-    memory_explained,
     percent,
     recorded,
     written,
 )
 from dasm_jax.experiments.compare_table import Cell, render
 from dasm_jax.experiments.document import check_document, renew_section
+from dasm_jax.experiments.memory import memory_explained
 from dasm_jax.files import expecting_ours, read_json, write_atomically, write_json
+from dasm_jax.run_log import RunLog
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
 from dasm_jax.workdir import (
     PhaseClock,
-    RunLog,
     claim_workdir,
     highest_peak,
     manifest,
@@ -187,7 +187,11 @@ def _pass_on(found: signals.Noted, cell: Future[Any]) -> None:
 
 
 def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any] | None:
-    """Run one cell; what went wrong is its result, not the end of the table."""
+    """Run one cell; what went wrong is its result, not the end of the table.
+
+    Raises:
+      CannotWrite: so goes the next one.
+    """
     runs: dict[str, Callable[[Settings, Path], Any]] = {
         "distill": distill.run,
         "recover": recover.run,
@@ -201,6 +205,8 @@ def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any]
     try:
         with memory_explained(settings), open_workdir(folder, settings) as workdir:
             runs[experiment](settings, workdir)
+    except CannotWrite:
+        raise
     except (UserError, NonFiniteError) as error:
         return {"failure": str(error)}
     return None

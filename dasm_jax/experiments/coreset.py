@@ -2,11 +2,12 @@
 
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dasm_jax import evaluate
-from dasm_jax.errors import NonFiniteError, UserError
+from dasm_jax.errors import CannotWrite, NonFiniteError, UserError
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.common import (
     Table,
@@ -18,10 +19,12 @@ from dasm_jax.experiments.common import (
     written,
 )
 from dasm_jax.experiments.keeper import discard
+from dasm_jax.experiments.rollback import log_rollback
 from dasm_jax.files import write_json
 from dasm_jax.problem import Problem, decode_segments, decoded_count
+from dasm_jax.run_log import RunLog
 from dasm_jax.schema import Settings
-from dasm_jax.workdir import PhaseClock, RunLog
+from dasm_jax.workdir import PhaseClock
 
 
 def run(settings: Settings, workdir: Path) -> str:
@@ -44,15 +47,16 @@ def run(settings: Settings, workdir: Path) -> str:
             try:
                 with clock.phase("select"):
                     parts = _make(problem, select, method, workdir, log)
+            except CannotWrite:
+                raise
             except (UserError, NonFiniteError) as error:  # of this method only
                 failures[sets.LABELS[method]] = str(error)
                 log.advance(f"{method}: {error}", True)
                 continue
             seconds = sum(part.seconds for part in parts)
-            sets.save(workdir / "sets" / f"{method}.npz", problem, method, parts)
-            formed = problem._replace(
-                parameterization=sets.formation_for(problem, method)
-            )
+            formation = sets.formation_for(problem, method)
+            sets.save(workdir / "sets" / f"{method}.npz", problem, parts, formation)
+            formed = problem._replace(parameterization=formation)
             data = decode_segments(formed, [part.pixels for part in parts], total)
             with clock.phase("evaluate"):
                 accuracy = evaluator(*data)
@@ -67,6 +71,7 @@ def run(settings: Settings, workdir: Path) -> str:
         "ipc": ipc,
         "seconds_selecting": clock.seconds["select"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": settings.data.tested_on,
         "evaluation_networks": settings.evaluate.networks,
         "evaluation_steps": settings.evaluate.steps,
         "table": table.rows,
@@ -90,7 +95,11 @@ def _make(
         return select(method, s.ipc)
     own = sets.settings_for(s, method, s.ipc, s.seed)
     parts, records = sets.distil(
-        own, problem.dataset, workdir / "runs" / method, log.line
+        own,
+        problem.dataset,
+        workdir / "runs" / method,
+        log.line,
+        partial(log_rollback, log, set=sets.LABELS[method]),
     )
     for record in records:
         log.metrics("measures", set=sets.LABELS[method], **record)
@@ -99,7 +108,8 @@ def _make(
 
 def _report(summary: dict[str, Any]) -> str:
     lines = [
-        f"{summary['dataset']}, IPC {summary['ipc']}: test accuracy in %, mean ± std",
+        f"{summary['dataset']}, IPC {summary['ipc']}: {summary.get('split', 'test')} "
+        "accuracy in %, mean ± std",
         f"of {summary['evaluation_networks']} networks, "
         f"{summary['evaluation_steps']} steps each",
         "",

@@ -10,6 +10,7 @@ import numpy as np
 from dasm_jax import evaluate, export, figures, measures
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import synthetic_set
+from dasm_jax.device_memory import Need
 from dasm_jax.errors import Interrupted, NonFiniteError
 from dasm_jax.experiments.common import (
     Table,
@@ -21,15 +22,17 @@ from dasm_jax.experiments.common import (
     written,
 )
 from dasm_jax.experiments.keeper import Keeper, discard
+from dasm_jax.experiments.rollback import undo
 from dasm_jax.files import write_json
 from dasm_jax.measures import Reference
 from dasm_jax.plan import plan_segments
-from dasm_jax.pools import decile_shares
+from dasm_jax.pools import decile_shares, digest
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.progress import Progress, Seconds, SegmentResult
+from dasm_jax.run_log import RunLog
 from dasm_jax.schema import Settings
 from dasm_jax.types import SyntheticSet
-from dasm_jax.workdir import PhaseClock, RunLog
+from dasm_jax.workdir import PhaseClock
 
 
 def run(settings: Settings, workdir: Path) -> str:
@@ -75,7 +78,6 @@ def _distill(
     problem: Problem, keeper: Keeper, workdir: Path, log: RunLog
 ) -> list[SegmentResult]:
     every = problem.settings.log.every
-    finished = [result.pixels for result in keeper.snapshot.finished]
 
     def on_outer(progress: Progress) -> None:
         plan, distances = progress.plan, progress.distances
@@ -93,9 +95,9 @@ def _distill(
         )
         log.advance(text, progress.outer % every == 0)
 
-    def on_segment(result: SegmentResult) -> None:
-        finished.append(result.pixels)
-        _save(problem, workdir, synthetic_set(finished))
+    def on_segment(finished: list[SegmentResult]) -> None:
+        result = finished[-1]
+        _save(problem, workdir, synthetic_set([each.pixels for each in finished]))
         shares = decile_shares(problem, result.pool)
         log.metrics("segment", **_segment_record(problem, result, shares))
         figures.save_segment_grid(
@@ -108,6 +110,10 @@ def _distill(
             _describe_pool(problem, result),
         )
 
+    def on_need(need: Need) -> None:
+        log.facts["estimated_memory_bytes"] = need._asdict()
+        log.line(str(need))
+
     try:
         return keeper.distil(
             experts_folder=workdir / "experts",
@@ -117,6 +123,8 @@ def _distill(
             ),
             on_outer=on_outer,
             on_segment=on_segment,
+            on_rollback=partial(undo, log),
+            on_need=on_need,
         )
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)
@@ -148,6 +156,7 @@ def _segment_record(
     problem: Problem, result: SegmentResult, shares: np.ndarray | None
 ) -> dict[str, Any]:
     plan, difficulty = result.plan, result.pool.difficulty
+    members = np.concatenate(result.pool.members)
     record: dict[str, Any] = {
         "segment": plan.segment,
         "size": plan.size,
@@ -157,12 +166,12 @@ def _segment_record(
         "learning_rate": plan.learning_rate,
         "matching_flops": plan.flops,
         **_seconds([result]),
-        "pool_sizes": [len(members) for members in result.pool.members],
+        "pool_sizes": [len(of_class) for of_class in result.pool.members],
+        "pool_sha256": digest(members),
     }
     if result.learned != ():
         record["step_size"] = result.learned
     if difficulty is not None and shares is not None:
-        members = np.concatenate(result.pool.members)
         record |= {
             "score_mean_all": float(difficulty.scores.mean()),
             "score_mean_pool": float(difficulty.scores[members].mean()),
@@ -254,11 +263,13 @@ def _summary(
         "dataset": problem.dataset.name,
         "seed": s.seed,
         "segments": s.dasm.segments,
+        "halvings": results[-1].plan.halvings,
         "budget": s.dasm.budget,
         "matching_flops": sum(result.plan.flops for result in results),
         **_seconds(results),
         "seconds_measuring": clock.seconds["measure"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": s.data.tested_on,
         "evaluation_networks": s.evaluate.networks,
         "evaluation_steps": s.evaluate.steps,
         "table": rows,
@@ -269,6 +280,11 @@ def _summary(
 def _report(summary: dict[str, Any]) -> str:
     lines = render_table(summary)
     experts = summary["seconds_experts"]
+    if summary["halvings"]:
+        lines += [
+            "",
+            f"rollbacks, each with the image rate halved: {summary['halvings']}",
+        ]
     lines += [
         "",
         "± is over networks; Random is one draw, nested in the larger ones",

@@ -24,10 +24,11 @@ from dasm_jax.experiments.evaluate_table import add_scores, markdown, render
 from dasm_jax.files import write_atomically, write_json
 from dasm_jax.problem import Problem, network_for
 from dasm_jax.recipes import recipe_from, under_augmentation
+from dasm_jax.run_log import RunLog
 from dasm_jax.schema import EvaluateSettings, Settings
 from dasm_jax.synthetic_files import SyntheticFile, find_sets, load_set
 from dasm_jax.training import Recipe
-from dasm_jax.workdir import PhaseClock, RunLog, highest_peak, peak_memory
+from dasm_jax.workdir import PhaseClock, highest_peak, peak_memory
 
 FORMAT = 1  # part of what a kept result depends on
 
@@ -328,6 +329,7 @@ def _summary(
     recipes = {name: under_augmentation(s.recipe, name) for name in s.augmentations}
     return {
         "dataset": problem.dataset.name,
+        "split": problem.settings.data.tested_on,
         "evaluation_networks": s.networks,
         "looks": s.looks,
         "sets": [

@@ -1,4 +1,4 @@
-"""Never lose work: checkpoints of a run, where they are found again, and signals."""
+"""Never lose work: checkpoints, where they are found again, rollbacks and signals."""
 
 import logging
 import shutil
@@ -6,13 +6,14 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dasm_jax import __version__, hosts, signals
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.checkpoint import (
+    INSTEAD_OF,
     Checkpoints,
     Damaged,
     differences,
@@ -21,14 +22,19 @@ from dasm_jax.checkpoint import (
     save,
 )
 from dasm_jax.dasm import run_dasm
-from dasm_jax.errors import Interrupted, UserError
+from dasm_jax.device_memory import Need
+from dasm_jax.errors import Interrupted, NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy
+from dasm_jax.experiments.memory import check_fits, memory_explained
+from dasm_jax.experiments.rollback import Rollback
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Progress, SegmentResult, Snapshot
+from dasm_jax.run_log import LogPosition
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
-from dasm_jax.workdir import LogPosition, identity
+from dasm_jax.workdir import identity
 
 CHECKPOINTS = "checkpoints"
+MOST_HALVINGS = 10
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +42,15 @@ _log = logging.getLogger(__name__)
 def discard(folder: Path) -> None:
     """Remove the checkpoints of a run that is finished: nobody needs them any more."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+class Kept(NamedTuple):
+    """A checkpoint that the run can go back to."""
+
+    number: int  # of its item; 0: the start of the run, which is none
+    snapshot: Snapshot
+    log: LogPosition
+    tried: bool  # whether it was gone back to before
 
 
 class Keeper:
@@ -61,15 +76,23 @@ class Keeper:
         }
         if c.resume == "never":
             discard(folder)
-        self.snapshot = Snapshot([])
-        self.after: LogPosition | None = None  # where the logs are continued
         self._items = Checkpoints(self._folder, c.keep)
-        found = self._items.newest(self._expected)
-        if found is not None:
-            arrays, metadata, _ = found
-            self.snapshot = from_arrays(problem, plans, arrays, metadata["layout"])
-            self.after = LogPosition(**metadata["log"])
-        elif c.resume == "must":
+        # Held in memory, for a run of several processes has its files in one of them.
+        self._most = c.keep if problem.settings.on_nonfinite == "rollback" else 1
+        self._kept = [  # the oldest one first
+            Kept(
+                number,
+                from_arrays(problem, plans, arrays, metadata["layout"]),
+                LogPosition(**metadata["log"]),
+                tried=INSTEAD_OF in metadata,
+            )
+            for arrays, metadata, number in self._items.newest(
+                self._expected, self._most
+            )[::-1]
+        ]
+        # Where the logs are continued.
+        self.after = self._kept[-1].log if self._kept else None
+        if not self._kept and c.resume == "must":
             raise UserError(
                 f"config.checkpoint.resume='must', and {self._folder} holds no whole "
                 "checkpoint; use 'auto' to start from the beginning"
@@ -84,12 +107,14 @@ class Keeper:
         self._items.close()
 
     @property
+    def snapshot(self) -> Snapshot:
+        """The newest one that is kept."""
+        return self._kept[-1].snapshot if self._kept else Snapshot([])
+
+    @property
     def where(self) -> str:
         """Where the snapshot stands, in words."""
-        finished, active = self.snapshot
-        if active is None:
-            return f"the end of segment {len(finished)}"
-        return f"segment {len(finished) + 1}, outer iteration {active.outer}"
+        return _where(self.snapshot)
 
     def distil(
         self,
@@ -98,7 +123,9 @@ class Keeper:
         position: Callable[[], LogPosition] = LogPosition,
         on_expert: Callable[[int, int], None] = lambda segment, done: None,
         on_outer: Callable[[Progress], None] = lambda progress: None,
-        on_segment: Callable[[SegmentResult], None] = lambda result: None,
+        on_segment: Callable[[list[SegmentResult]], None] = lambda results: None,
+        on_rollback: Callable[[Rollback], None] = lambda rollback: None,
+        on_need: Callable[[Need], None] = lambda need: None,
     ) -> list[SegmentResult]:
         """Make what is missing of the segments; arguments as of ``run_dasm``.
 
@@ -107,23 +134,26 @@ class Keeper:
           position: where the logs stand.
           on_expert: called when experts are ready.
           on_outer: called after an outer iteration, before it is kept.
-          on_segment: called when a segment is frozen, before it is kept.
+          on_segment: called when a segment is frozen, before it is kept, with all that
+            are.
+          on_rollback: called before the run goes on from an earlier moment.
+          on_need: called with an estimate of memory, ahead of the first segment and of
+            any that needs more.
 
         Raises:
           Interrupted: by a signal; everything up to the last outer iteration is kept.
-          NonFiniteError: see ``run_dasm``.
-          UserError: a checkpoint cannot be written.
+          NonFiniteError: see ``run_dasm``; the settings want no rollback, or there were
+            too many.
+          UserError: a checkpoint cannot be written, or the device is too small.
         """
-        finished = list(self.snapshot.finished)
-        every = 60 * self._problem.settings.checkpoint.minutes
+        settings = self._problem.settings
+        needs: list[Need] = []  # the largest one last
+        every = 60 * settings.checkpoint.minutes
+        if not self._kept:
+            self._kept = [Kept(0, Snapshot([]), position(), tried=False)]
 
         def keep(snapshot: Snapshot) -> None:
-            self.snapshot, self._unsaved = snapshot, None
-            self._saved = time.monotonic()
-            arrays, layout = to_arrays(snapshot)
-            log = position()._asdict()
-            metadata = {"identity": self._identity, "layout": layout, "log": log}
-            self._items.save(arrays, metadata)
+            self._keep(snapshot, position())
 
         def stop_if_asked() -> None:
             asked = hosts.agree(found.signal or 0)
@@ -138,6 +168,12 @@ class Keeper:
                 f"stopped by {name}; the same command goes on from {self.where}",
             )
 
+        def check_need(need: Need) -> None:
+            if not needs or sum(need[:2]) > sum(needs[-1][:2]):
+                needs.append(need)
+                on_need(need)
+                check_fits(settings, need)
+
         def after_expert(segment: int, done: int) -> None:
             on_expert(segment, done)
             stop_if_asked()
@@ -146,30 +182,83 @@ class Keeper:
             on_outer(progress)
             self._unsaved = progress.snapshot
             last = progress.outer == progress.plan.outer_iterations
-            if not last and time.monotonic() - self._saved >= every:
+            # All processes at once, for they have to go back to the same moments.
+            if not last and hosts.agree(int(time.monotonic() - self._saved >= every)):
                 keep(progress.snapshot())
             stop_if_asked()
 
         def after_segment(result: SegmentResult) -> None:
-            finished.append(result)
-            on_segment(result)
-            keep(Snapshot(list(finished)))
+            finished = [*self.snapshot.finished, result]
+            on_segment(finished)
+            keep(Snapshot(finished, None, self.snapshot.halvings))
             stop_if_asked()
 
-        with signals.noted() as found:
-            results = run_dasm(
-                self._problem,
-                self._plans,
-                resume=self.snapshot,
-                experts_folder=experts_folder,
-                on_network=stop_if_asked,
-                on_expert=after_expert,
-                on_outer=after_outer,
-                on_segment=after_segment,
-            )
+        last = lambda: needs[-1] if needs else None  # noqa: E731
+        with signals.noted() as found, memory_explained(settings, last):
+            while True:
+                try:
+                    results = run_dasm(
+                        self._problem,
+                        self._plans,
+                        resume=_copied(self.snapshot),
+                        experts_folder=experts_folder,
+                        on_network=stop_if_asked,
+                        on_expert=after_expert,
+                        on_outer=after_outer,
+                        on_need=check_need,
+                        on_segment=after_segment,
+                    )
+                    break
+                except NonFiniteError as error:
+                    rollback, undone = self._back_from(error)
+                    on_rollback(rollback)
+                    snapshot = self._kept.pop().snapshot
+                    snapshot = snapshot._replace(halvings=rollback.halvings)
+                    self._keep(snapshot, position(), undone)
             self._items.wait()
             stop_if_asked()
         return results
+
+    def _back_from(self, error: NonFiniteError) -> tuple[Rollback, list[int]]:
+        """Make the checkpoint to go back to the newest one.
+
+        That is the newest one, or where it was tried before the one ahead of it.
+
+        Returns:
+          what there is to say, and the items that are of no use any more.
+
+        Raises:
+          NonFiniteError: the error, where the run has to stop.
+        """
+        halvings = self.snapshot.halvings + 1
+        on_nonfinite = self._problem.settings.on_nonfinite
+        if on_nonfinite == "stop" or halvings > MOST_HALVINGS:
+            raise error
+        undone = [self._kept[-1].number]
+        if self._kept[-1].tried and len(self._kept) > 1:
+            self._kept.pop()
+            undone.append(self._kept[-1].number)
+        to = self._kept[-1]
+        rollback = Rollback(error.trouble, _where(to.snapshot), halvings, to.log)
+        if hosts.is_first():
+            _log.warning("%s", rollback)
+        return rollback, [number for number in undone if number]
+
+    def _keep(
+        self, snapshot: Snapshot, log: LogPosition, instead_of: list[int] | None = None
+    ) -> None:
+        """Begin to write a checkpoint, from which the run can go on."""
+        arrays, layout = to_arrays(snapshot)
+        metadata = {
+            "identity": self._identity,
+            "layout": layout,
+            "log": log._asdict(),
+        }
+        number = self._items.save(arrays, metadata, instead_of)
+        kept = Kept(number, snapshot, log, tried=instead_of is not None)
+        before = [kept for kept in self._kept if kept.number]
+        self._kept = [*before, kept][-self._most :]
+        self._saved, self._unsaved = time.monotonic(), None
 
     def once(self, name: str, like: Any, make: Callable[[], Any]) -> Any:
         """A tree of arrays that is made once: read where it is stored, else stored.
@@ -214,3 +303,19 @@ class Keeper:
                 "config.checkpoint.resume='never'"
             )
         return arrays_like(metadata["layout"])
+
+
+def _where(snapshot: Snapshot) -> str:
+    finished, active, _ = snapshot
+    if active is not None:
+        return f"segment {len(finished) + 1}, outer iteration {active.outer}"
+    return f"the end of segment {len(finished)}" if finished else "the beginning"
+
+
+def _copied(snapshot: Snapshot) -> Snapshot:
+    """With a state of its own, which an update may be given, and so overwrite."""
+    active = snapshot.active
+    if active is None:
+        return snapshot
+    state = [leaf.copy() for leaf in active.state]
+    return snapshot._replace(active=active._replace(state=state))

@@ -29,9 +29,10 @@ from dasm_jax.nets import Network
 from dasm_jax.parameterization import make_parameterization
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
+from dasm_jax.run_log import RunLog
 from dasm_jax.schema import Settings
 from dasm_jax.types import ArrayDataset, Params, SyntheticSet
-from dasm_jax.workdir import PhaseClock, RunLog
+from dasm_jax.workdir import PhaseClock
 
 
 def run(settings: Settings, workdir: Path) -> str:
@@ -66,6 +67,7 @@ def run(settings: Settings, workdir: Path) -> str:
         "teacher_accuracy": accuracy,
         "seconds_synthesis": clock.seconds["teach"] + clock.seconds["recover"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": settings.data.tested_on,
         "evaluation_networks": settings.evaluate.networks,
         "evaluation_steps": settings.evaluate.steps,
         "table": rows,
