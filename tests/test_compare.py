@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from dasm_jax import run, signals
+from dasm_jax import files, run, signals
 from dasm_jax.errors import Interrupted, UserError
 from dasm_jax.experiments import common, compare
 from dasm_jax.experiments.compare import cell_settings, cells_of, run_cell
@@ -21,6 +23,7 @@ from dasm_jax.settings import changed, from_config
 from tests.small import small_config, small_dataset
 from tests.test_compare_table import rows_of
 from tests.test_document import section
+from tests.torture import ROOT
 
 MATCHERS = ("idc", "dc", "dsa", "dm", "cafe", "mtt")
 
@@ -236,6 +239,46 @@ def test_a_cell_that_keeps_nothing_ends_at_once(tmp_path, monkeypatch):
         == text
     )
     assert time.monotonic() - began < 40
+
+
+def never_done(settings, workdir):
+    with signals.noted():
+        (workdir / "begun").touch()
+        time.sleep(60)
+
+
+def stubborn(experiment, settings, folder):
+    """A cell whose outer iterations are long; it has its process to itself."""
+    compare.distill.run = never_done
+    return run_cell(experiment, settings, folder)
+
+
+def test_a_second_signal_ends_both_processes(tmp_path):
+    code = (
+        "from tests import test_compare as tests\n"
+        "tests.compare.run_cell = tests.stubborn\n"
+        "settings = tests.settings_with(experiment='distill')\n"
+        f"tests.compare._in_a_process('distill', settings, {str(tmp_path)!r})\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert "a second one stops at once" in process.stderr.readline()
+    time.sleep(2 * compare.LOOK)
+    with files.locked(tmp_path / ".lock") as ended:
+        assert not ended
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
+    until, ended = time.monotonic() + 10, False
+    while not ended and time.monotonic() < until:
+        with files.locked(tmp_path / ".lock") as ended:
+            time.sleep(0.01)
+    assert ended
 
 
 # --- a true table ---------------------------------------------------------------------

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,8 @@ def _pass_on(found: signals.Noted, cell: Future[Any]) -> None:
     if found.signal is not None:
         for process in multiprocessing.active_children():
             if process.pid is not None:
-                os.kill(process.pid, found.signal)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(process.pid, found.signal)
 
 
 def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any] | None:
