@@ -59,6 +59,7 @@ MATCHERS = {
     "mtt": (
         (
             "--config.matcher.name=mtt",
+            "--config.dasm.rescore_every=0",
             "--config.matcher.mtt.loop.niter=15",
             "--config.matcher.mtt.loop.inner=3",
             "--config.matcher.mtt.steps=4",
