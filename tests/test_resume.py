@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -598,3 +599,28 @@ def test_exit_codes_of_signals(tmp_path):
     first, second = errors.splitlines()
     assert first.startswith("SIGTERM: stopping at the next checkpoint")
     assert second.startswith("stopped by SIGTERM; the same command goes on from seg")
+
+
+def test_a_signal_to_all_processes_of_a_table(tmp_path):
+    table = (
+        "--config.experiment=compare",
+        "--config.compare.matchers=('dm',)",
+        "--config.compare.ipcs=(3,)",
+        "--config.compare.seeds=(0,)",
+        "--config.checkpoint.minutes=9",
+        "--config.matcher.dm.loop.niter=2000",
+    )
+    run = Run(tmp_path / "run", COMPILED, (*FEWER, *table))
+    cell = run.workdir / "cells" / "dm_one-segment_ipc3_seed0"
+    process = run.start(own_group=True)
+    while not (log := cell / "log.txt").exists() or "outer" not in log.read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    first, second = errors.splitlines()
+    assert first.startswith("SIGTERM: stopping at the next checkpoint")
+    assert second.startswith("stopped by SIGTERM; the same command goes on from seg")
+    assert second in (run.workdir / "log.txt").read_text()
+    assert (cell / "checkpoints" / "000001" / "metadata.json").exists()
