@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dasm_jax.data import load_dataset
-from dasm_jax.errors import UserError
+from dasm_jax.errors import Interrupted, UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
@@ -94,6 +94,8 @@ def accounted(
 ) -> Iterator[None]:
     """Close the log in the end, and say where the numbers come from.
 
+    What a signal did is on record, too.
+
     Raises:
       UserError: that cannot be written, and nothing else had ended the run.
     """
@@ -105,8 +107,10 @@ def accounted(
 
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with suppress(UserError):
+            if isinstance(error, Interrupted):
+                log.line(str(error))
             write()
         raise
     write()

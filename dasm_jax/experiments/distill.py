@@ -11,7 +11,7 @@ from dasm_jax import evaluate, export, figures, measures
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import synthetic_set
 from dasm_jax.device_memory import Need
-from dasm_jax.errors import Interrupted, NonFiniteError
+from dasm_jax.errors import NonFiniteError
 from dasm_jax.experiments.common import (
     Table,
     finished_summary,
@@ -140,9 +140,6 @@ def _distill(
         )
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)
-        log.line(str(error))
-        raise
-    except Interrupted as error:
         log.line(str(error))
         raise
 
