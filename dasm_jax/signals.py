@@ -20,8 +20,9 @@ class Noted:
 def noted() -> Iterator[Noted]:
     """Note the first signal, and leave the next one to the operating system.
 
-    Signals that the process was told to ignore stay ignored; outside the main thread,
-    where Python handles none, nothing is noted.
+    One that was noted and not looked at is raised again in the end, unless something
+    else ends the run. Signals that the process was told to ignore stay ignored; outside
+    the main thread, where Python handles none, nothing is noted.
     """
     found = Noted()
     if threading.current_thread() is not threading.main_thread():
@@ -49,3 +50,5 @@ def noted() -> Iterator[Noted]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if found.signal is not None:
+        signal.raise_signal(found.signal)

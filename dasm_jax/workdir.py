@@ -24,6 +24,9 @@ from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
 REPORT = "report.html"
+# Folders in which a run writes files of its own: not those of other runs, which a
+# workdir may hold as well.
+WRITTEN_IN = ("", "images", "cells", "sets", "checkpoints")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -51,7 +54,8 @@ def open_workdir(path: str, settings: Settings) -> Iterator[Path]:
                 "another folder"
             )
         _check_owner(workdir, path, settings)
-        remove_unfinished(workdir)
+        for name in WRITTEN_IN:
+            remove_unfinished(workdir / name)
         yield workdir
 
 

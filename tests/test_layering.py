@@ -48,7 +48,10 @@ ROWS = [
         "dasm_jax.whitening",
     ],
     [
-        "dasm_jax.checkpoint",
+        "dasm_jax.numbered",
+    ],
+    ["dasm_jax.checkpoint"],
+    [
         "dasm_jax.data",
         "dasm_jax.device_memory",
         "dasm_jax.errors",
@@ -62,6 +65,7 @@ ROWS = [
         "dasm_jax.ranking",
         "dasm_jax.records",
         "dasm_jax.signals",
+        "dasm_jax.stored_tree",
         "dasm_jax.plots",
         "dasm_jax.report_parts",
     ],
@@ -75,7 +79,7 @@ HOMES = {
     "tensorflow_datasets": ["dasm_jax/data/"],
     "tensorflow": [],
     "flax": ["dasm_jax/nets/"],
-    "orbax": ["dasm_jax/checkpoint.py"],
+    "orbax": ["dasm_jax/stored_tree.py"],
     "jinja2": ["dasm_jax/report.py"],
     "matplotlib": ["dasm_jax/plots.py"],
     "random": [],  # randomness is derived from keys

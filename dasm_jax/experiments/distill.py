@@ -54,6 +54,8 @@ def run(settings: Settings, workdir: Path) -> str:
     with keeper, recorded(problem, workdir, clock, units, keeper.after) as log:
         if keeper.after is not None:
             log.line(f"goes on from {keeper.where}")
+        if keeper.moved:
+            log.line(keeper.moved)
         with clock.phase("distill"):
             results = _distill(problem, keeper, workdir, log)
         with clock.phase("measure"):
