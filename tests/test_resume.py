@@ -24,6 +24,7 @@ from dasm_jax import (
     run,
     signals,
     trainers,
+    workdir,
 )
 from dasm_jax.dasm import run_dasm
 from dasm_jax.errors import Interrupted, UserError
@@ -663,6 +664,40 @@ def test_never_follows_a_link_to_checkpoints(calm, tmp_path, monkeypatch):
     assert len(done) == UNITS
     assert outcome(tmp_path / "run") == outcome(calm)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_never_begins_a_finished_run_anew(calm, tmp_path, monkeypatch):
+    start(tmp_path)
+    (tmp_path / "experts" / "of_another_time").mkdir(parents=True)
+    (tmp_path / "mine.txt").touch()
+    done = stop_after(monkeypatch, 0, kill)
+    start(tmp_path, checkpoint__resume="never")
+    assert len(done) == UNITS
+    assert outcome(tmp_path) == outcome(calm)
+    assert not (tmp_path / "experts").exists()
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_time_and_memory_of_all_processes_are_counted(tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workdir, "peak_memory", lambda: {"process": 10**15, "gpu": None})
+        killed(tmp_path, 6)
+    path = tmp_path / "checkpoints" / "accounts.json"
+    spent = json.loads(path.read_text())
+    seconds = spent["wall_seconds"]
+    assert {*seconds} == {"data", "plan", "distill", "measure", "evaluate"}
+    assert all(0 < value < 600 for value in seconds.values())
+    more = {name: value + 1000 for name, value in seconds.items()}
+    path.write_text(json.dumps(spent | {"wall_seconds": more | {"distill": "x"}}))
+    start(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert 1000 < summary["seconds_evaluating"] < 1600
+    assert 1000 < manifest["wall_seconds"]["evaluate"] < 1600
+    assert 1000 < manifest["wall_seconds"]["data"] < 1600
+    assert manifest["wall_seconds"]["distill"] < 600
+    assert manifest["peak_memory_bytes"]["process"] == 10**15
+    assert workdir.highest_peak(manifest["peak_memory_bytes"]) == 10**15
 
 
 def test_another_machine_is_said(calm, tmp_path, caplog):

@@ -4,6 +4,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from dasm_jax.experiments import kept
 from dasm_jax.experiments.kept import Kept
 from dasm_jax.experiments.memory import check_fits, memory_explained
 from dasm_jax.experiments.rollback import Rollback
+from dasm_jax.files import cannot_write, read_record, write_json
 from dasm_jax.numbered import Checkpoints
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Progress, SegmentResult, Snapshot
 from dasm_jax.run_log import LogPosition
 from dasm_jax.stored_tree import Damaged
-from dasm_jax.workdir import identity
+from dasm_jax.workdir import PhaseClock, identity
 
 CHECKPOINTS = "checkpoints"
+ACCOUNTS = "accounts.json"  # of time and memory, so far
 MOST_HALVINGS = 10
 
 _log = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 def discard(folder: Path) -> None:
     """Remove the checkpoints of a run that is finished: nobody needs them any more."""
+    with suppress(OSError):
+        (folder / CHECKPOINTS / ACCOUNTS).unlink()
     remove_all(folder / CHECKPOINTS)
 
 
@@ -44,8 +49,16 @@ class Keeper:
     A context: leaving it ends the writing in the background.
     """
 
-    def __init__(self, problem: Problem, plans: list[SegmentPlan], folder: Path):
+    def __init__(
+        self,
+        problem: Problem,
+        plans: list[SegmentPlan],
+        folder: Path,
+        clock: PhaseClock | None = None,
+    ):
         """Find the newest checkpoint under ``folder``, where the settings want it.
+
+        ``clock`` goes on from where it stood when something was kept.
 
         Raises:
           UserError: it is of another config, version or dataset, or there has to be
@@ -86,6 +99,9 @@ class Keeper:
                 f"config.checkpoint.resume='must', and {self._folder} holds no whole "
                 "checkpoint; use 'auto' to start from the beginning"
             )
+        self._clock = clock
+        if clock is not None and (self._folder / ACCOUNTS).is_file():
+            clock.go_on_from(read_record(self._folder / ACCOUNTS))
         self._saved = time.monotonic()
         self._unsaved: Callable[[], Snapshot] | None = None
 
@@ -238,6 +254,7 @@ class Keeper:
     ) -> None:
         """Begin to write a checkpoint, from which the run can go on."""
         arrays, metadata = kept.to_store(snapshot, log, self._identity, self._machine)
+        self._account()
         number = self._items.save(arrays, metadata, instead_of)
         newest = Kept(number, snapshot, log, tried=instead_of is not None)
         before = [each for each in self._kept if each.number]
@@ -263,7 +280,18 @@ class Keeper:
         tree = make()
         if tree is not None:
             save(self._folder, name, tree, self._identity)
+            self._account()
         return tree
+
+    def _account(self) -> None:
+        """Write what was spent on what is kept."""
+        if self._clock is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
+        write_json(self._folder / ACCOUNTS, self._clock.record())
 
     def accuracy(self, name: str, evaluate: Callable[[], Accuracy]) -> Accuracy:
         """Evaluate once, by the settings' number of networks, with one look."""
