@@ -700,6 +700,11 @@ def test_time_and_memory_of_all_processes_are_counted(tmp_path, monkeypatch):
     assert workdir.highest_peak(manifest["peak_memory_bytes"]) == 10**15
 
 
+def test_devices_that_are_used_are_counted():
+    assert kept.machine(small_problem())["devices"] == 1
+    assert kept.machine(small_problem(devices=2))["devices"] == 2
+
+
 def test_another_machine_is_said(calm, tmp_path, caplog):
     killed(tmp_path, 3)
     with pytest.MonkeyPatch.context() as patch:
