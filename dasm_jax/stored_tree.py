@@ -11,6 +11,7 @@ import logging
 import math
 import stat
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,10 @@ TREE = "tree"
 VERSION: str = ocp.__version__
 
 _quiet = threading.Lock()
+# Orbax drops what it had begun when it meets metadata that make no sense.
+warnings.filterwarnings(
+    "ignore", r"coroutine '\w+Handler\.\w+' was never awaited", RuntimeWarning
+)
 
 
 class Damaged(UserError):

@@ -416,6 +416,7 @@ def test_generated_metadata(kept, data):
     kept.found(lambda item: changed(item, "metadata.json", data))
 
 
+@pytest.mark.filterwarnings("ignore:coroutine '.*Handler:RuntimeWarning")
 @given(st.data())
 @cases(300)
 def test_generated_metadata_of_orbax(kept, data):
