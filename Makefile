@@ -23,7 +23,7 @@ matrix:  ## the tests on the oldest and the newest Python (NEWEST=path/to/it) an
 	$(MAKE) test VENV=.venv-oldest PYTHON=$(OLDEST) JAX=jax==0.10.2
 	$(MAKE) test VENV=.venv-newest PYTHON=$(NEWEST)
 
-torture: $(VENV)/test  ## kill a run 20 times, compare with one left in peace: minutes
+torture: $(VENV)/test  ## kill runs 20 times, compare with those left in peace: minutes
 	$(BIN)/python -m tests.torture $(ARGS)
 
 lint: $(VENV)/test  ## style and types

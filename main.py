@@ -25,7 +25,9 @@ def main(argv: list[str]) -> None:
 
     keep_freed_memory()
 
-    # A program that was compiled once on this machine starts at once the next time. By
+    # A program that was compiled once on this machine starts at once the next time. One
+    # that a kill or a full disk left torn does not: JAX warns and compiles it at every
+    # start, for it writes no file that exists; removing the folder is the remedy. By
     # the environment, so that processes which an experiment starts see it too.
     programs = default_dir() / "xla"
     if _can_write(programs):

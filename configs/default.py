@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     data.train_split = "train"
     data.test_split = "test"
     data.test_share = 0.2  # of a folder that has no test/ of its own
+    data.validation = 0.0  # share of training images tested on in the test's place
     data.size = 0  # px: shorter side resized, then centre crop; 0: images as they are
     data.downsample = 1  # average blocks of n×n pixels on loading
     data.zca = False  # networks see whitened images (trajectory matching on CIFAR)
@@ -76,6 +77,10 @@ def get_config() -> ConfigDict:
     dasm.score_steps = 2000  # SGD steps of each, under the evaluation recipe
     dasm.rescore_every = 0  # outer iterations; 0: once per segment
     dasm.context = "active"  # synthetic batch: active segment, or cumulative
+    dasm.polish = (
+        0.0  # share of the FLOPs for all segments together at the end, if K > 1
+    )
+    dasm.polish_rate = 0.1  # of the image rate of the whole set
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.seed = 0  # of the evaluation networks
@@ -136,6 +141,18 @@ def get_config() -> ConfigDict:
     curve.ipcs = (1, 10, 20, 50)
     curve.seeds = (0, 1, 2)  # of synthesis and evaluation
     curve.document = ""  # Markdown file whose section for this dataset is renewed
+
+    config.study = study = ConfigDict()  # experiment=study, arms and their differences
+    study.name = "study"  # of the table, in documents and file names
+    # "name: field=value …", fields of dasm, matcher and synthetic; or a name of
+    # curve.methods alone
+    study.arms = ("random", "idc", "dasm")
+    study.baseline = "idc"  # arm that the others are compared with
+    study.ipcs = (10, 50)
+    study.seeds = (0, 1, 2)  # of synthesis and evaluation
+    study.prefixes = False  # of the largest runs too, where a segment ends at an IPC
+    study.rows = ""  # cells.csv files, commas between: show them, run nothing
+    study.document = ""  # Markdown file whose section is renewed, the CSV beside it
 
     config.measure = measure = ConfigDict()  # section 7: what a run measures of itself
     measure.networks = 1  # trained on all real images, they rank difficulty; 0: nothing

@@ -29,6 +29,8 @@ def idc() -> ConfigDict:
     config.layers = "conv"  # conv (kernels), kernels (dense ones too) or all
     config.augment = "color_crop_cutout"  # siamese: one draw for real and synthetic
     config.real_batch = 64  # real images per class and step
+    # shuffled: without replacement; kmeans: one of each of so many clusters of the pool
+    config.batches = "shuffled"
     config.synthetic_batch = 128  # decoded images per class and step, at most
     config.image = _image(5e-3, rule="idc", class_turns=True)
     config.loop = _loop(2000, 100)
@@ -37,6 +39,12 @@ def idc() -> ConfigDict:
     trajectory.data = "all"  # trained between steps on: all, pool, synthetic, none
     trajectory.n_data = 2000  # real images per inner step
     trajectory.epochs = 0  # of synthetic images per inner step; 0: as published, by IPC
+    # Networks trained on real images once, that outer iterations start from; 0: fresh
+    trajectory.bank = 0
+    trajectory.bank_epochs = 2  # of each
+    trajectory.perturb = (
+        0.0  # of one from the bank: a random move, in its filters' norms
+    )
     trajectory.recipe = _recipe(augment="color_crop", cutmix=0.5)
     return config
 
@@ -69,6 +77,7 @@ def dm() -> ConfigDict:
     config = ConfigDict()
     config.augment = "color_crop_cutout_flip_scale_rotate"
     config.real_batch = 256
+    config.batches = "shuffled"
     config.synthetic_batch = 256
     config.image = _image(1.0)
     config.loop = _loop(200, 100)
@@ -110,6 +119,7 @@ def mtt() -> ConfigDict:
 def _image(lr: float, rule: str = "inputs", class_turns: bool = False) -> ConfigDict:
     config = ConfigDict()
     config.lr = lr
+    config.schedule = "constant"  # or cosine: to 0 over a segment's outer iterations
     # idc: lr · (ipc_k / 10) · (side / base_size)² on pixels; inputs: lr as it stands on
     # the normalised images that networks see, which is what the others publish.
     config.rule = rule

@@ -12,7 +12,7 @@ RATE_RULES = ("idc", "inputs")
 
 
 class SegmentPlan(NamedTuple):
-    """One segment's share of the run."""
+    """One segment's share of the run, or that of the polish after the last one."""
 
     segment: int  # counted from 1
     size: int  # stored images per class
@@ -22,6 +22,9 @@ class SegmentPlan(NamedTuple):
     learning_rate: float  # of the images
     flops_per_step: float  # matching FLOPs of one inner step over all classes
     halvings: int = 0  # of the learning rate, which is what they left
+    covers: tuple[int, ...] = ()  # of a polish: sizes of the segments it moves
+    # Of a segment: its share of the polish, once that is done.
+    polish_flops: float = 0.0
 
     def slowed(self, halvings: int) -> "SegmentPlan":
         """The same plan with its learning rate halved so many times."""
@@ -31,7 +34,13 @@ class SegmentPlan(NamedTuple):
     @property
     def flops(self) -> float:
         """Matching FLOPs of the segment."""
-        return self.outer_iterations * self.inner * self.flops_per_step
+        own = self.outer_iterations * self.inner * self.flops_per_step
+        return own + self.polish_flops
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return "polish" if self.covers else f"segment {self.segment}"
 
 
 class PublishedLoop(NamedTuple):

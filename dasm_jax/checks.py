@@ -34,6 +34,10 @@ def one_of(known: Iterable[str]) -> Check:
     return check
 
 
+def any_value(name: str, value: Any) -> None:
+    """Whatever the type allows; whoever reads it says what is wrong."""
+
+
 def each(check: Check, *, or_none: bool = False) -> Check:
     """Values, no two alike, that pass ``check``; at least one unless ``or_none``."""
 

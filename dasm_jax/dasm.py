@@ -14,25 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import distill, initial, mesh, sampling, training
+from dasm_jax import distill, divergence, initial, mesh, polish, sampling, training
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.device_memory import Need, estimate
 from dasm_jax.errors import NonFiniteError
-from dasm_jax.image_optimizer import make_image_optimizer
+from dasm_jax.image_optimizer import make_decay, make_image_optimizer
 from dasm_jax.keys import Use, key_for
 from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.pools import MakePool, Pool, make_pool_maker
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Active, Progress, Seconds, SegmentResult, Snapshot
-from dasm_jax.schema import BatchMethodSettings, TrajectoryMatchingSettings
+from dasm_jax.schema import BatchMethodSettings
 from dasm_jax.segment import SegmentData, SegmentState, Variables
 from dasm_jax.supply import Supplier, make_supplier
 from dasm_jax.types import SyntheticSet
 
 
 def _start_pixels(
-    problem: Problem, root: jax.Array, plan: SegmentPlan, pool: Pool
+    problem: Problem,
+    root: jax.Array,
+    plan: SegmentPlan,
+    pool: Pool,
+    finished: list[np.ndarray],
 ) -> jax.Array:
+    if plan.covers:
+        return jnp.asarray(np.concatenate(finished, axis=1))
     init = initial.INITS[problem.settings.synthetic.init]
     pixels = [
         init(
@@ -60,11 +66,16 @@ def _segment_data(
     network_data = [np.arange(len(labels))]
     if _network_data(problem) == "pool":
         network_data = [np.sort(np.concatenate(pool.members))]
+    table, clusters = sampling.make_table(pool.members, widest), None
+    if pool.clusters is not None:
+        table, clusters = sampling.make_clusters(
+            pool.members, pool.clusters, problem.method.real_batch, widest
+        )
     shape = problem.dataset.image_shape
-    room = s.ipc if s.dasm.context == "cumulative" else 0
+    room = s.ipc if context_of(problem, plan) is not None else 0
     frozen = np.zeros((problem.dataset.n_classes, room, *shape), np.float32)
     count = 0
-    if room:
+    if not plan.covers and room:
         for pixels in finished:
             frozen[:, count : count + pixels.shape[1]] = pixels
             count += pixels.shape[1]
@@ -72,18 +83,19 @@ def _segment_data(
         problem.loop.mesh,
         SegmentData(
             real=problem.real,
-            pool=sampling.make_table(pool.members, widest),
+            pool=table,
             network_data=sampling.make_table(network_data, len(labels)),
             frozen=frozen,
             frozen_count=np.int32(count),
             segment=np.int32(plan.segment),
             pool_round=np.int32(pool_round),
+            clusters=clusters,
         ),
     )
 
 
 class Programs(NamedTuple):
-    """Compiled once for all segments of one shape: others are refused."""
+    """Compiled once for all segments that are planned alike: others are refused."""
 
     update: distill.Update
     start_outer: jax.stages.Compiled  # (state, given) -> state
@@ -98,7 +110,7 @@ class Shared(NamedTuple):
     supplier: Supplier
     on_outer: Callable[[Progress], None]
     on_need: Callable[[Need], None]
-    programs: dict[tuple[int, int, int], Programs]  # of every shape and rate so far
+    programs: dict[SegmentPlan, Programs]  # of plans that differ in the number only
 
 
 def run_dasm(
@@ -113,7 +125,9 @@ def run_dasm(
     on_need: Callable[[Need], None] = lambda need: None,
     on_segment: Callable[[SegmentResult], None] = lambda result: None,
 ) -> list[SegmentResult]:
-    """Make all segments, easy to hard. With one segment this is the plain matcher.
+    """Make all segments, easy to hard, and polish them where that is asked for.
+
+    With one segment this is the plain matcher.
 
     Args:
       problem: dataset and settings.
@@ -125,7 +139,7 @@ def run_dasm(
       on_expert: called with segment and number of experts that are ready.
       on_outer: called after every outer iteration.
       on_need: called with an estimate of memory ahead of a segment of a new shape.
-      on_segment: called when a segment is frozen.
+      on_segment: called when a segment is frozen, and with the polish.
 
     Raises:
       NonFiniteError: a distance or pixel is not finite; carries the last good set.
@@ -148,7 +162,7 @@ def run_dasm(
         active = None
         results.append(result)
         on_segment(result)
-    return results
+    return polish.fold(results)
 
 
 def match_segment(
@@ -160,7 +174,7 @@ def match_segment(
     """Start one segment from its pool, match, clamp.
 
     Args:
-      shared: by all segments; gets the programs of a shape that is new.
+      shared: by all segments; gets the programs of a plan that is new.
       plan: of this segment.
       results: the segments before it.
       active: where it stood, if it was begun before.
@@ -178,7 +192,8 @@ def match_segment(
         active = Active(0, 0, pool, [], Seconds(0.0, pool.seconds, 0.0, 0.0))
     first, pool_round, pool, leaves, seconds = active
     optimizers = make_optimizers(problem, plan)
-    learner = problem.method.learner(plan.size, plan.inner, context_of(problem))
+    context = context_of(problem, plan)
+    learner = problem.method.learner(plan.size, plan.inner, context)
     data = _segment_data(problem, plan, pool, pool_round, finished)
     supply = supplier(plan, pool)
     given = place(supply.given(first))
@@ -188,35 +203,34 @@ def match_segment(
     if leaves:
         state = _put_back(problem, plan, leaves, partial(start, given=given))
     else:
-        pixels = _start_pixels(problem, root, plan, pool)
+        pixels = _start_pixels(problem, root, plan, pool, finished)
         state = place(start(Variables(pixels, problem.method.learned), given))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
-    shape = (plan.size, plan.network_steps, plan.halvings)
-    if shape not in programs:
+    alike = plan._replace(segment=0)
+    if alike not in programs:
         step = distill.make_step(
-            problem.method.objective(context_of(problem), problem.loop),
+            problem.method.objective(context, problem.loop),
             learner,
             optimizers,
             problem.method.real_batch,
         )
         begin = partial(distill.start_outer, learner=learner, optimizers=optimizers)
-        programs[shape] = Programs(
+        programs[alike] = Programs(
             distill.compile_update(step, plan.network_steps, loop, (key, state, data)),
             mesh.jit(loop.mesh, begin).lower(state, given).compile(),
         )
-        update, start_outer = programs[shape]
-        compiled = [*update.programs.values(), start_outer]
+        compiled = [*programs[alike].update.programs.values(), programs[alike][1]]
         if (need := estimate((state, data), compiled, loop.mesh)) is not None:
             on_need(need)
-    update, start_outer = programs[shape]
+    update, start_outer = programs[alike]
     seconds = seconds._replace(
         compiling=seconds.compiling + time.perf_counter() - began,
         experts=seconds.experts + supply.seconds,
     )
     now = _as_shown(optimizers, state)
     for outer in range(first, plan.outer_iterations):
-        every = s.dasm.rescore_every
+        every = 0 if plan.covers else s.dasm.rescore_every
         if every and plan.segment > 1 and outer and outer % every == 0:
             pool_round = outer // every
             pool = make_pool(plan.segment, pool_round, [*finished, now.clip(0.0, 1.0)])
@@ -236,10 +250,10 @@ def match_segment(
                 pending.append(distances)
         distances = np.concatenate([np.asarray(d) for d in pending])
         good, now = now.clip(0.0, 1.0), _as_shown(optimizers, state)
-        trouble = _trouble(problem, plan, outer, distances, now)
+        trouble = divergence.trouble(problem, plan, outer, distances, now)
         if trouble:
-            last_good = synthetic_set([*finished, good])
-            raise NonFiniteError(trouble, last_good, _remedy(problem, plan))
+            last_good = synthetic_set(polish.every_segment(finished, plan, good))
+            raise NonFiniteError(trouble, last_good, divergence.remedy(problem, plan))
         spent = time.perf_counter() - began
         seconds = seconds._replace(matching=seconds.matching + spent)
         stands = (outer + 1, pool_round, pool, state, seconds)
@@ -248,7 +262,7 @@ def match_segment(
     learned = jax.tree.map(float, state.variables.learned)
     seen = learner.view(key, state.learner, data, state.step - 1)
     pixels = now.clip(0.0, 1.0)
-    pool = pool._replace(networks=[])  # of no use any more
+    pool = pool._replace(networks=[], clusters=None)  # of no use any more
     return SegmentResult(plan, pixels, learned, pool, seconds, jax.device_get(seen))
 
 
@@ -290,6 +304,7 @@ def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:
         plan.learning_rate,
         m.image.momentum,
         problem.dataset.n_classes if m.image.class_turns else 1,
+        decay=make_decay(m.image.schedule, plan.outer_iterations, plan.inner),
         precondition=precondition,
     )
     return distill.Optimizers(image, problem.method.learned_optimizer)
@@ -298,43 +313,6 @@ def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:
 def _network_data(problem: Problem) -> str:
     m = problem.settings.matcher.active
     return m.trajectory.data if isinstance(m, BatchMethodSettings) else "none"
-
-
-def _trouble(
-    problem: Problem,
-    plan: SegmentPlan,
-    outer: int,
-    distances: np.ndarray,
-    pixels: np.ndarray,
-) -> str | None:
-    """Say where a number stopped being finite."""
-    steps, labels = np.nonzero(~np.isfinite(distances))
-    where = f"segment {plan.segment}, outer iteration {outer + 1}"
-    if len(steps):
-        what = "the matching distance"
-        where += f", inner step {steps[0] + 1}"
-        if distances.shape[1] > 1:
-            where += f", class {labels[0]} ({problem.dataset.class_names[labels[0]]})"
-    elif not np.isfinite(pixels).all():
-        label = np.nonzero(~np.isfinite(pixels))[0][0]
-        what = "a pixel"
-        where += f", class {label} ({problem.dataset.class_names[label]})"
-    else:
-        return None
-    return f"{what} is not finite in {where}"
-
-
-def _remedy(problem: Problem, plan: SegmentPlan) -> str:
-    matcher = problem.settings.matcher
-    fields = f"config.matcher.{matcher.name}.image.lr"
-    if isinstance(matcher.active, TrajectoryMatchingSettings):
-        fields += f", config.matcher.{matcher.name}.step_size or step_size_lr"
-    if not plan.halvings:
-        fields += ", or set config.on_nonfinite='rollback'"
-    return (
-        f"lower {fields} (the segment's image rate is {plan.learning_rate:g}); "
-        "the last good set is kept"
-    )
 
 
 def synthetic_set(segments: list[np.ndarray]) -> SyntheticSet:

@@ -61,8 +61,15 @@ def make_step(
     def look(
         key: Key[jax.Array, ""], state: SegmentState, data: SegmentData
     ) -> tuple[SegmentState, Seen]:
-        order_key = key_for(key, Use.REAL_ORDER, data.segment, data.pool_round)
-        real, index = sampling.next_batch(order_key, state.real, data.pool, real_batch)
+        if data.clusters is None:
+            order_key = key_for(key, Use.REAL_ORDER, data.segment, data.pool_round)
+            real, index = sampling.next_batch(
+                order_key, state.real, data.pool, real_batch
+            )
+        else:
+            member_key = key_for(key, Use.REAL_MEMBERS, data.segment, state.step)
+            index = sampling.one_of_each(member_key, data.pool, data.clusters)
+            real = state.real
         seen = Seen(
             key=key_for(key, Use.MATCH, data.segment, state.step),
             view=learner.view(key, state.learner, data, state.step),

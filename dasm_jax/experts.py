@@ -42,6 +42,7 @@ class ExpertPlan(NamedTuple):
     # vmap convolutions that differ from network to network become grouped ones.
     at_once: int
     recipe: Recipe
+    rate: str = "config.matcher.mtt.recipe.lr"  # where its learning rate is set
 
 
 # (root, segment, numbers of n experts, data, table) -> NumPy arrays [n, epochs + 1, …]
@@ -113,8 +114,8 @@ def make_expert_trainer(
             _fill(buffer, np.s_[:, epoch], seen(state.params))
             if not all(np.isfinite(x[:, epoch]).all() for x in jax.tree.leaves(buffer)):
                 raise UserError(
-                    f"an expert of segment {segment} diverged in epoch {epoch}; lower "
-                    f"config.matcher.mtt.recipe.lr={plan.recipe.learning_rate:g}"
+                    f"an expert of {_whose(segment)} diverged in epoch {epoch}; lower "
+                    f"{plan.rate}={plan.recipe.learning_rate:g}"
                 )
         return buffer
 
@@ -141,7 +142,7 @@ def expert_trajectories(
       network: what it trains.
       plan: how many, for how long, and how.
       root: key made from the seed.
-      segment: counted from 1.
+      segment: counted from 1; 0: of a bank, for all segments.
       data: images and labels.
       table: one group, the images in use.
       folder: where experts are stored as soon as they are finished; None: nowhere.
@@ -217,6 +218,28 @@ def draw_spans(
     )
 
 
+def perturb(key: Key[Array, ""], params: Params, size: float) -> Params:
+    """Move every filter in a random direction, by ``size`` times its own norm.
+
+    A filter is all that leads to one output channel, the last axis; biases and norm
+    parameters stay. Acc-DD's parameter perturbation (Zhang et al., "Accelerating
+    Dataset Distillation via Model Augmentation", CVPR 2023).
+    """
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def norms(leaf):
+        return jnp.sqrt(jnp.sum(leaf**2, axis=range(leaf.ndim - 1), keepdims=True))
+
+    moved = []
+    for number, leaf in enumerate(leaves):
+        if leaf.ndim > 1:
+            way = jax.random.normal(keys[number], leaf.shape)
+            leaf = leaf + size * norms(leaf) * way / norms(way)
+        moved.append(leaf)
+    return structure.unflatten(moved)
+
+
 def epoch_window(segment: int, segments: int, max_start: int) -> tuple[int, int]:
     """First and last start epoch of a segment: window k of K equal ones up to the end.
 
@@ -258,6 +281,10 @@ def _read(folder: Path, places: dict[str, Params]) -> bool:
 
 def _say_damaged(path: Path) -> None:
     _log.warning("%s is damaged; it is trained again", path)
+
+
+def _whose(segment: int) -> str:
+    return f"segment {segment}" if segment else "the bank"
 
 
 def _name(segment: int, expert: int) -> str:

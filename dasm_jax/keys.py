@@ -30,6 +30,10 @@ class Use(enum.IntEnum):
     EXPERT_SPAN = 13
     SELECTION = 14
     MEASURE = 15
+    BOOTSTRAP = 16
+    REAL_CLUSTERS = 17
+    REAL_MEMBERS = 18
+    BANK = 19
 
 
 def key_for(

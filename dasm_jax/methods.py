@@ -161,7 +161,7 @@ def _learner(
     context: Context,
 ) -> Learner:
     if s.trajectory.data == "none":
-        if s.trajectory.start == "segments":
+        if s.trajectory.start == "segments" or s.trajectory.bank:
             return learners.make_fixed_learner()
         return learners.make_fresh_learner(around.network)
     recipe = recipe_from(s.trajectory.recipe)

@@ -1,6 +1,7 @@
 """The segments ahead of a run: sizes, iterations, rates, counted FLOPs."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,42 +13,124 @@ from dasm_jax.methods import Context
 from dasm_jax.problem import Problem
 from dasm_jax.schema import BatchMethodSettings
 from dasm_jax.segment import Variables, image_count
+from dasm_jax.settings import changed
 
 
-def plan_segments(problem: Problem) -> list[SegmentPlan]:
-    """Sizes, iterations and image learning rates of all segments."""
+class Costs(NamedTuple):
+    """Matching FLOPs of one inner step."""
+
+    whole: float  # on the set as one segment
+    of_size: dict[int, float]  # on a segment of so many images per class
+    polish: float  # on all segments together; 0 where there is no polish
+
+
+def costs_of(problem: Problem) -> Costs:
+    """Count what the steps of a run cost; its length plays no part."""
+    s = problem.settings
+    sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
+    return Costs(
+        matching_flops(problem, s.ipc, None),
+        {n: matching_flops(problem, n, context_of(problem)) for n in {*sizes}},
+        matching_flops(problem, s.ipc, sizes) if is_polished(problem) else 0.0,
+    )
+
+
+def is_polished(problem: Problem) -> bool:
+    """Whether the segments are moved together in the end: one has none to join."""
+    return problem.settings.dasm.polish > 0 and problem.settings.dasm.segments > 1
+
+
+def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentPlan]:
+    """Sizes, iterations and image learning rates of all segments.
+
+    Where a share of the matching FLOPs is for a polish, that is the last plan, counted
+    on; the segments get the rest.
+
+    Args:
+      problem: the fixed pieces.
+      costs: of the problem, where they are counted already.
+    """
     s, m = problem.settings, problem.settings.matcher.active
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
-    whole = matching_flops(problem, s.ipc, None)
+    costs = costs or costs_of(problem)
     steps = m.loop.niter * inner_steps(problem, s.ipc)
+    polish = s.dasm.polish if is_polished(problem) else 0.0
     side = max(problem.dataset.image_shape[:2])
-    costs = {n: matching_flops(problem, n, context_of(problem)) for n in {*sizes}}
-    plans = []
+    plans, run_flops = [], 0.0
     for k, size in enumerate(sizes, start=1):
         inner = inner_steps(problem, size)
         share = budget.steps_of_segment(
-            s.dasm.budget, steps, len(sizes), whole, costs[size]
+            s.dasm.budget, steps, len(sizes), costs.whole, costs.of_size[size]
         )
+        run_flops += share * costs.of_size[size]
+        context = None if context_of(problem) is None else sizes[:k]
         plans.append(
             SegmentPlan(
                 segment=k,
                 size=size,
-                outer_iterations=max(1, round(share / inner)),
+                outer_iterations=max(1, round((1 - polish) * share / inner)),
                 inner=inner,
-                network_steps=network_steps(problem, size, sizes[: k - 1]),
+                network_steps=network_steps(problem, size, context),
                 learning_rate=budget.image_rate(
                     m.image.rule, m.image.lr, size, side, m.image.base_size
                 ),
-                flops_per_step=costs[size],
+                flops_per_step=costs.of_size[size],
             )
         )
-    return plans
+    if not polish:
+        return plans
+    cost, inner = costs.polish, inner_steps(problem, s.ipc)
+    rate = budget.image_rate(m.image.rule, m.image.lr, s.ipc, side, m.image.base_size)
+    last = SegmentPlan(
+        segment=len(sizes) + 1,
+        size=s.ipc,
+        outer_iterations=max(1, round(polish * run_flops / cost / inner)),
+        inner=inner,
+        network_steps=network_steps(problem, s.ipc, sizes),
+        learning_rate=s.dasm.polish_rate * rate,
+        flops_per_step=cost,
+        covers=sizes,
+    )
+    return [*plans, last]
 
 
-def context_of(problem: Problem) -> Context:
-    """Sizes of all segments where they share the synthetic batch, else None."""
+def total_flops(plans: list[SegmentPlan]) -> float:
+    """Matching FLOPs of a run."""
+    return sum(plan.flops for plan in plans)
+
+
+def fitting_niter(problem: Problem, flops: float) -> tuple[int, float]:
+    """The ``loop.niter`` with which a run comes nearest to ``flops``.
+
+    Returns:
+      it, at least 1, and the matching FLOPs of the run: segments have whole outer
+      iterations, so they differ a little.
+    """
+    costs, s = costs_of(problem), problem.settings
+    field = f"matcher.{s.matcher.name}.loop.niter"
+
+    def total(niter: int) -> float:
+        longer = problem._replace(settings=changed(s, {field: niter}))
+        return total_flops(plan_segments(longer, costs))
+
+    above = 1
+    while total(above) < flops:
+        above *= 2
+    below = max(above // 2, 1)
+    while above - below > 1:  # it never falls as the run gets longer
+        middle = (above + below) // 2
+        above, below = (above, middle) if total(middle) < flops else (middle, below)
+    best = min((below, above), key=lambda niter: abs(total(niter) - flops))
+    return best, total(best)
+
+
+def context_of(problem: Problem, plan: SegmentPlan | None = None) -> Context:
+    """Sizes of all segments where they share the synthetic batch, else None.
+
+    In a polish they do, whatever the settings say: all are in it, and none is frozen.
+    """
     s = problem.settings
-    if s.dasm.context == "active":
+    if s.dasm.context == "active" and not (plan and plan.covers):
         return None
     return schedule.segment_sizes(s.ipc, s.dasm.segments)
 
@@ -59,13 +142,13 @@ def inner_steps(problem: Problem, size: int) -> int:
     )
 
 
-def network_steps(problem: Problem, size: int, finished: tuple[int, ...]) -> int:
+def network_steps(problem: Problem, size: int, context: Context) -> int:
     """SGD steps of the networks in one inner step.
 
     Args:
       problem: the fixed pieces.
       size: stored images per class of the segment.
-      finished: the same of the segments before it.
+      context: sizes of the segments there are, where they share the synthetic batch.
     """
     m = problem.settings.matcher.active
     if not isinstance(m, BatchMethodSettings) or m.trajectory.data == "none":
@@ -73,7 +156,6 @@ def network_steps(problem: Problem, size: int, finished: tuple[int, ...]) -> int
     batch = m.trajectory.recipe.batch
     if m.trajectory.data != "synthetic":
         return -(-m.trajectory.n_data // batch)
-    context = None if context_of(problem) is None else (*finished, size)
     images = image_count(problem.parameterization, size, context)
     epochs = m.trajectory.epochs or budget.published_loop(size).epochs
     return epochs * -(-images * problem.dataset.n_classes // batch)

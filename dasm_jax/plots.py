@@ -102,7 +102,7 @@ def accuracy_curves(
         axes.set_xscale("log")
         _ticks_at(axes, sorted({p[0] for points in series.values() for p in points}))
         axes.set_xlabel("images per class")
-        axes.set_ylabel("test accuracy, %")
+        axes.set_ylabel("accuracy, %")
         _legend(figure, handles)
         return figure
 
@@ -140,12 +140,58 @@ def line_curves(
         return figure
 
 
+def intervals(
+    panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None]]],
+    x_label: str,
+    *,
+    title: str = "",
+) -> Figure:
+    """Draw differences with their intervals: a panel beside the other, a row a name.
+
+    Args:
+      panels: title → name → (value, low, high), all in [-1, 1], drawn in points; low
+        and high are None where nothing is known of them.
+      x_label: below the panels.
+      title: above them.
+    """
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    count = max(len(panels), 1)
+    with _style():
+        size = (1.6 + 2.1 * count, 1.2 + 0.22 * len(names))
+        figure = Figure(figsize=size, layout="constrained")
+        each = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+        for axes, (panel_title, panel) in zip(each, panels.items()):
+            axes.axvline(0, color=INK, linewidth=0.8)
+            axes.grid(True, axis="x")
+            axes.set_title(_short(panel_title), loc="left", parse_math=False)
+            for name, (value, low, high) in panel.items():
+                row = names.index(name)
+                seen = low is not None and high is not None and not low <= 0 <= high
+                look: Any = {"color": COLOURS[0] if seen else COLOURS[8]}
+                if low is not None and high is not None:
+                    axes.plot([100 * low, 100 * high], [row, row], **look)
+                axes.plot([100 * value], [row], marker="o", **look)
+            axes.set_xlabel(x_label, parse_math=False)
+        each[0].set_yticks(range(len(names)), [_short(name) for name in names])
+        for label in each[0].get_yticklabels():
+            label.set_parse_math(False)
+        each[0].set_ylim(max(len(names), 1) - 0.5, -0.5)
+        figure.suptitle(_short(title, 60), fontsize=10, parse_math=False)
+        return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure at 150 dpi.
 
     Raises:
       UserError: it cannot be written.
     """
+    content = to_png(figure)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def to_png(figure: Figure) -> bytes:
+    """A PNG file at 150 dpi; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with _style():
         figure.savefig(
@@ -155,7 +201,7 @@ def save_png(figure: Figure, path: Path) -> None:
             facecolor="white",
             metadata={"Software": None},
         )
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    return buffer.getvalue()
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:

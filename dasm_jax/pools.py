@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from dasm_jax import sampling, schedule, scoring, trainers, training
+from dasm_jax.clusters import by_clusters, make_clusterer
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count
@@ -25,6 +26,7 @@ class Pool(NamedTuple):
     difficulty: Difficulty | None  # None where nothing was scored
     networks: list[Params]  # on the finished segments; none where none are matched on
     seconds: float  # training the networks and scoring
+    clusters: list[np.ndarray] | None = None  # i32[P_c] of members, where drawn by them
 
 
 def digest(members: np.ndarray) -> str:
@@ -74,6 +76,7 @@ def make_pool_maker(
             ),
         ),
     )
+    cluster = make_clusterer(problem, root) if by_clusters(problem.settings) else None
     total = decoded_count(problem, schedule.segment_sizes(s.ipc, s.dasm.segments))
     matched_on = s.matcher.active.needs_segment_networks
     # In the eyes of networks trained on the real images, which no segment changes.
@@ -120,11 +123,17 @@ def make_pool_maker(
                 by_real.append(difficulty_by(judges, segment))
             difficulty = by_real[0]
         key = key_for(root, Use.POOL, segment, pool_round)
+        members = _choose(problem, key, segment, difficulty)
+        clusters = None
+        if cluster is not None:
+            judge = trajectories[0][-1] if trajectories else None
+            clusters = cluster(segment, pool_round, members, judge)
         return Pool(
-            members=_choose(problem, key, segment, difficulty),
+            members=members,
             difficulty=difficulty,
             networks=[each[-1] for each in trajectories] if matched_on else [],
             seconds=time.perf_counter() - began,
+            clusters=clusters,
         )
 
     return make_pool
@@ -141,6 +150,8 @@ def _judges(problem: Problem) -> str | None:
 def _scored_by(problem: Problem, segment: int) -> str | None:
     """Which networks judge them before this segment."""
     s, by = problem.settings.dasm, _judges(problem)
+    if segment > s.segments:
+        return None  # a polish sees everything
     if segment > 1:
         return by
     # Nothing is learned before the first segment is finished.
@@ -151,7 +162,8 @@ def _choose(
     problem: Problem, key: jax.Array, segment: int, difficulty: Difficulty | None
 ) -> list[np.ndarray]:
     s = problem.settings
-    if s.dasm.pool == "full" or (segment == 1 and difficulty is None):
+    polish = segment > s.dasm.segments
+    if s.dasm.pool == "full" or polish or (segment == 1 and difficulty is None):
         return problem.class_indices
     draws = np.asarray(jax.random.uniform(key, (2, len(problem.dataset.train.labels))))
     size = schedule.segment_sizes(s.ipc, s.dasm.segments)[segment - 1]

@@ -93,9 +93,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
             return percent(row.get("mean"), row.get("std"))
         return cell(row.get(name, ""))
 
-    columns = [
-        "test accuracy, %" if n == "mean" else n.replace("_", " ") for n in names
-    ]
+    columns = ["accuracy, %" if n == "mean" else n.replace("_", " ") for n in names]
     body = [[text(row, name) for name in names] for row in rows]
     return Table(columns, body, list(names.values()))
 
@@ -171,7 +169,7 @@ def distance_series(records: Records) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list[tuple[float, float]]] = {}
     outer = [r for r in records if r["kind"] == "outer" and r["distance"] is not None]
     for i, record in enumerate(outer):
-        name = f"segment {record['segment']}"
+        name = record.get("part") or f"segment {record['segment']}"
         series.setdefault(name, []).append((i + 1, record["distance"]))
     return series
 

@@ -12,6 +12,7 @@ from dasm_jax.experiments import (
     distill,
     evaluate,
     recover,
+    study,
 )
 from dasm_jax.experiments.common import SUMMARY
 from dasm_jax.experiments.memory import memory_explained
@@ -25,6 +26,7 @@ EXPERIMENTS = {
     "coreset": coreset.run,
     "curve": curve.run,
     "evaluate": evaluate.run,
+    "study": study.run,
 }
 # The others are tables, which grow cell by cell.
 BEGUN_ANEW = ("distill", "recover", "coreset")

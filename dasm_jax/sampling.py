@@ -15,6 +15,13 @@ class IndexTable(NamedTuple):
     counts: Array | np.ndarray  # i32[G], at least 1
 
 
+class Clusters(NamedTuple):
+    """Parts of every group of a table in whose rows they lie one after another."""
+
+    starts: Array | np.ndarray  # i32[G, B], places in the row
+    counts: Array | np.ndarray  # i32[G, B], at least 1
+
+
 class SamplerState(NamedTuple):
     """Where each group stands in its current pass."""
 
@@ -37,6 +44,36 @@ def make_table(groups: list[np.ndarray], width: int | None = None) -> IndexTable
     for row, group in zip(indices, groups):
         row[: len(group)] = group
     return IndexTable(indices, counts)
+
+
+def make_clusters(
+    groups: list[np.ndarray], clusters: list[np.ndarray], number: int, width: int
+) -> tuple[IndexTable, Clusters]:
+    """Sort groups by their clusters, and say where those are.
+
+    Args:
+      groups: dataset indices i[P_g].
+      clusters: i[P_g] < ``number``, of every member of a group.
+      number: of clusters per group. One that is empty stands for the whole group.
+      width: of the table.
+    """
+    table = make_table(
+        [group[np.argsort(of, kind="stable")] for group, of in zip(groups, clusters)],
+        width,
+    )
+    counts = np.stack([np.bincount(of, minlength=number) for of in clusters])
+    starts = np.where(counts > 0, np.cumsum(counts, axis=1) - counts, 0)
+    counts = np.where(counts > 0, counts, counts.sum(axis=1, keepdims=True))
+    return table, Clusters(starts.astype(np.int32), counts.astype(np.int32))
+
+
+def one_of_each(
+    key: Key[Array, ""], table: IndexTable, clusters: Clusters
+) -> Int[Array, "G B"]:
+    """A random member of every cluster: dataset indices i32[G, B]."""
+    counts = jnp.asarray(clusters.counts)
+    slots = clusters.starts + jax.random.randint(key, counts.shape, 0, counts)
+    return jnp.take_along_axis(jnp.asarray(table.indices), slots, axis=1)
 
 
 def prefix_table(count: int, width: int) -> IndexTable:

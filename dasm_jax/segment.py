@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Key
 
 from dasm_jax.parameterization import Formation, Parameterization
-from dasm_jax.sampling import IndexTable, SamplerState
+from dasm_jax.sampling import Clusters, IndexTable, SamplerState
 from dasm_jax.types import Array, ArrayDataset
 
 
@@ -41,6 +41,7 @@ class SegmentData(NamedTuple):
     frozen_count: Array  # i32[] finished images per class
     segment: Array  # i32[], counted from 1
     pool_round: Array  # i32[] how often this segment's pool was made
+    clusters: Clusters | None = None  # of the pool, where each gives an image per step
 
 
 # (pixels f32[n, H, W, ch], frozen f32[IPC, H, W, ch], frozen_count i32[], key, most)

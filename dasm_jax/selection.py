@@ -82,7 +82,28 @@ def k_center(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:
 
 
 def k_means(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:
-    """The images nearest to the ``count`` centres of k-means on embeddings.
+    """The images nearest to the ``count`` centres of k-means on embeddings."""
+    rows, centres = _centres(evidence, count)
+
+    def take(k, carry):
+        chosen, taken = carry
+        distance = squared_distances(rows, centres[k])
+        best = jnp.argmin(jnp.where(taken, jnp.inf, distance))
+        return chosen.at[k].set(best), taken.at[best].set(True)
+
+    start = (jnp.zeros(count, jnp.int32), ~evidence.valid)
+    return jax.lax.fori_loop(0, count, take, start)[0]
+
+
+def clusters(evidence: ClassEvidence, count: int) -> Int[Array, " P"]:
+    """Which of ``count`` clusters of k-means every image is in; one may be empty."""
+    return jnp.argmin(_to_centres(*_centres(evidence, count)), axis=1)
+
+
+def _centres(
+    evidence: ClassEvidence, count: int
+) -> tuple[Float[Array, "P D"], Float[Array, "n D"]]:
+    """Embeddings around their mean, and the centres of k-means on them.
 
     Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007). A centre
     that loses all its images stays where it was.
@@ -101,16 +122,7 @@ def k_means(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:
         mean = sums / jnp.maximum(size, 1.0)[:, None]
         return jnp.where(size[:, None] > 0, mean, centres)
 
-    centres = jax.lax.fori_loop(0, KMEANS_ROUNDS, improve, centres)
-
-    def take(k, carry):
-        chosen, taken = carry
-        distance = squared_distances(rows, centres[k])
-        best = jnp.argmin(jnp.where(taken, jnp.inf, distance))
-        return chosen.at[k].set(best), taken.at[best].set(True)
-
-    start = (jnp.zeros(count, jnp.int32), ~valid)
-    return jax.lax.fori_loop(0, count, take, start)[0]
+    return rows, jax.lax.fori_loop(0, KMEANS_ROUNDS, improve, centres)
 
 
 def _plus_plus(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:

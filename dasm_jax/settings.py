@@ -3,10 +3,12 @@
 ``ml_collections`` stops at this module.
 """
 
+import ast
 import dataclasses
 import math
 import sys
 import typing
+from contextlib import suppress
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict
@@ -14,7 +16,12 @@ from ml_collections import ConfigDict
 from dasm_jax import nets
 from dasm_jax.checks import unknown_name
 from dasm_jax.errors import UserError
-from dasm_jax.schema import GradientSettings, Settings, TrajectoryMatchingSettings
+from dasm_jax.schema import (
+    BatchMethodSettings,
+    GradientSettings,
+    Settings,
+    TrajectoryMatchingSettings,
+)
 
 SMALLEST_TILE = 4
 LARGEST_WHITENED = 8192  # a square matrix of so many rows is taken apart
@@ -77,6 +84,29 @@ def check_key(path: str) -> None:
         if name not in hints:
             raise UserError(unknown_name(f"config key '{group}.{name}'", name, hints))
         known, group = hints[name], f"{group}.{name}"
+
+
+def parsed(path: str, text: str) -> Any:
+    """The value of one field, named as ``"dasm.segments"``, from text.
+
+    Raises:
+      UserError: there is no such field, or it cannot hold that value.
+    """
+    check_key(f"config.{path}")
+    hint: Any = Settings
+    for name in path.split("."):
+        hint = typing.get_type_hints(hint, include_extras=True)[name]
+    if dataclasses.is_dataclass(hint):
+        raise UserError(f"config.{path} is a group; name one of its fields")
+    plain = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    value: Any = text
+    if plain is bool:
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    elif plain is not str:
+        # What is no Python value stays a text, which is not what the field holds.
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = ast.literal_eval(text)
+    return _convert(hint, value, path)
 
 
 def _build(cls: Any, config: Any, prefix: str) -> Any:
@@ -197,6 +227,16 @@ def _check_matcher(s: Settings) -> None:
             f"{name}.image.class_turns belongs to {name}.image.rule='idc'; set it to "
             "False for rule='inputs'"
         )
+    if (
+        isinstance(m, BatchMethodSettings)
+        and m.trajectory.bank
+        and m.needs_segment_networks
+    ):
+        raise UserError(
+            f"{name}.trajectory.bank={m.trajectory.bank} and {name}.trajectory.start="
+            "'segments' both say where networks start; set bank to 0, or start to "
+            "'random'"
+        )
     if not isinstance(m, TrajectoryMatchingSettings):
         return
     if m.max_start + m.expert_epochs > m.epochs:
@@ -209,6 +249,11 @@ def _check_matcher(s: Settings) -> None:
         raise UserError(
             f"{name}.recipe.lr must be above 0: experts that stand still give no way "
             "to follow"
+        )
+    if s.dasm.polish and s.dasm.segments > 1:
+        raise UserError(
+            "config.dasm.polish must be 0 with trajectory matching: its experts and "
+            "their window belong to a segment"
         )
     if s.dasm.rescore_every:
         raise UserError(

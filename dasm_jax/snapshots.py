@@ -34,6 +34,7 @@ def to_arrays(snapshot: Snapshot) -> tuple[list[np.ndarray], dict[str, Any]]:
         and {
             "scored": active.pool.difficulty is not None,
             "networks": len(active.pool.networks),
+            "clusters": active.pool.clusters is not None,
             "state": len(active.state),
         },
         "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
@@ -72,7 +73,9 @@ def from_arrays(
         outer=0,
         pool_round=0,
         pool=_pool_like(
-            layout["active"]["scored"], [params] * layout["active"]["networks"]
+            layout["active"]["scored"],
+            [params] * layout["active"]["networks"],
+            layout["active"]["clusters"],
         ),
         state=[np.empty(0)] * layout["active"]["state"],
         seconds=of_result.seconds,
@@ -101,19 +104,28 @@ def from_arrays(
     )
 
 
-def _pool_like(scored: bool, networks: list[Any]) -> Pool:
+def _pool_like(scored: bool, networks: list[Any], clusters: bool = False) -> Pool:
     nothing = np.empty(0)
     difficulty = Difficulty(nothing, nothing, nothing) if scored else None
-    return Pool([nothing, nothing], difficulty, networks, 0.0)
+    return Pool(
+        [nothing, nothing], difficulty, networks, 0.0, [nothing] if clusters else None
+    )
 
 
 def _join(pool: Pool) -> Pool:
-    """Two arrays instead of one per class: members, and how many a class has."""
+    """Few arrays instead of one per class: members, how many a class has, clusters."""
     counts = np.array([len(members) for members in pool.members])
-    return pool._replace(members=[np.concatenate(pool.members), counts])
+    clusters = pool.clusters and [np.concatenate(pool.clusters)]
+    return pool._replace(
+        members=[np.concatenate(pool.members), counts], clusters=clusters
+    )
 
 
 def _split(pool: Pool) -> Pool:
     members, counts = pool.members
-    each = np.split(members, np.cumsum(counts)[:-1])
-    return pool._replace(members=each, seconds=float(pool.seconds))
+    ends = np.cumsum(counts)[:-1]
+    return pool._replace(
+        members=np.split(members, ends),
+        seconds=float(pool.seconds),
+        clusters=pool.clusters and np.split(pool.clusters[0], ends),
+    )

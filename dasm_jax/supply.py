@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,11 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.pools import Pool, digest
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
-from dasm_jax.schema import BatchMethodSettings, TrajectoryMatchingSettings
+from dasm_jax.schema import (
+    BatchMethodSettings,
+    RecipeSettings,
+    TrajectoryMatchingSettings,
+)
 
 EXPERTS_AT_ONCE = 10
 
@@ -40,13 +44,13 @@ def make_supplier(
     folder: Path | None,
     on_expert: Callable[[int, int], None] = lambda segment, done: None,
 ) -> Supplier:
-    """Supply of every segment; for trajectory matching its experts are trained here.
+    """Supply of every segment; experts and networks of a bank are trained here.
 
     Args:
       problem: the fixed pieces.
       root: key of the synthesis.
       folder: where experts are kept; ``None``: nowhere.
-      on_expert: called with segment and number of experts that are ready.
+      on_expert: called with segment (0: the bank) and number of experts that are ready.
 
     Returns:
       ``supply(plan, pool)``. It raises a ``UserError`` where stored experts belong to
@@ -56,7 +60,50 @@ def make_supplier(
     if isinstance(m, TrajectoryMatchingSettings):
         return _make_expert_supplier(problem, m, root, folder, on_expert)
     assert isinstance(m, BatchMethodSettings)
+    if m.trajectory.bank:
+        return _make_bank_supplier(problem, m, root, folder, on_expert)
     return lambda plan, pool: _network_supply(problem, m, root, plan, pool)
+
+
+def _make_bank_supplier(
+    problem: Problem,
+    m: BatchMethodSettings,
+    root: jax.Array,
+    folder: Path | None,
+    on_expert: Callable[[int, int], None],
+) -> Supplier:
+    """Networks that have seen the real images for a while, each perturbed (Acc-DD).
+
+    They are trained once, ahead of the first segment, and kept as experts are.
+    """
+    t = m.trajectory
+    rate = f"config.matcher.{problem.settings.matcher.name}.trajectory.recipe.lr"
+    members = np.arange(len(problem.dataset.train.labels))
+    perturb = jax.jit(partial(experts.perturb, size=t.perturb))
+
+    @cache
+    def bank() -> Any:
+        """Parameters [bank, …], on the host."""
+        recipe, at_once = recipe_from(t.recipe), _at_once(problem)
+        plan = ExpertPlan(t.bank, t.bank_epochs, at_once, recipe, rate)
+        trained = _make_trained(problem, t.recipe, plan, root, on_expert)
+        buffer = trained(0, members, folder and folder / "bank")
+        return jax.tree.map(lambda leaf: leaf[:, -1].copy(), buffer)
+
+    def supply(plan: SegmentPlan, pool: Pool) -> Supply:
+        began = time.perf_counter()
+        networks = bank()
+
+        def given(outer: int) -> Any:
+            key = key_for(root, Use.BANK, plan.segment, outer)
+            pick, direction = jax.random.split(key)
+            number = int(jax.random.randint(pick, (), 0, t.bank))
+            params = jax.tree.map(lambda leaf: leaf[number], networks)
+            return perturb(direction, params) if t.perturb else params
+
+        return Supply(given, time.perf_counter() - began)
+
+    return supply
 
 
 def _network_supply(
@@ -84,18 +131,9 @@ def _make_expert_supplier(
     folder: Path | None,
     on_expert: Callable[[int, int], None],
 ) -> Supplier:
-    on_cpu, mesh = jax.default_backend() == "cpu", problem.loop.mesh
-    devices = meshes.count(mesh)  # each of which gets as many
-    at_once = devices if on_cpu else -(-EXPERTS_AT_ONCE // devices) * devices
-    expert_plan = ExpertPlan(
-        m.experts, m.epochs, m.at_once or at_once, recipe_from(m.recipe)
-    )
-    train = experts.make_expert_trainer(
-        problem.network,
-        expert_plan,
-        problem.statistics,
-        experts.STEP_BY_STEP._replace(mesh=mesh),
-    )
+    at_once = m.at_once or _at_once(problem)
+    expert_plan = ExpertPlan(m.experts, m.epochs, at_once, recipe_from(m.recipe))
+    trained = _make_trained(problem, m.recipe, expert_plan, root, on_expert)
     count = len(problem.dataset.train.labels)
 
     def folder_for(plan: SegmentPlan, members: np.ndarray) -> Path | None:
@@ -106,18 +144,7 @@ def _make_expert_supplier(
     def supply(plan: SegmentPlan, pool: Pool) -> Supply:
         began = time.perf_counter()
         members = np.sort(np.concatenate(pool.members))
-        buffer = experts.expert_trajectories(
-            train,
-            problem.network,
-            expert_plan,
-            root=root,
-            segment=plan.segment,
-            data=problem.real,
-            table=sampling.make_table([members], count),
-            folder=folder_for(plan, members),
-            identity=expert_identity(problem, m, members),
-            on_chunk=partial(on_expert, plan.segment),
-        )
+        buffer = trained(plan.segment, members, folder_for(plan, members))
         first, last = experts.epoch_window(
             plan.segment, problem.settings.dasm.segments, m.max_start
         )
@@ -137,8 +164,48 @@ def _make_expert_supplier(
     return supply
 
 
+def _at_once(problem: Problem) -> int:
+    """Experts that are best trained together, as many on each device."""
+    devices = meshes.count(problem.loop.mesh)
+    if jax.default_backend() == "cpu":
+        return devices
+    return -(-EXPERTS_AT_ONCE // devices) * devices
+
+
+def _make_trained(
+    problem: Problem,
+    recipe: RecipeSettings,
+    plan: ExpertPlan,
+    root: jax.Array,
+    on_expert: Callable[[int, int], None],
+) -> Callable[[int, np.ndarray, Path | None], Any]:
+    """``trained(segment, members, folder)``: the buffer of experts on these images."""
+    train = experts.make_expert_trainer(
+        problem.network,
+        plan,
+        problem.statistics,
+        experts.STEP_BY_STEP._replace(mesh=problem.loop.mesh),
+    )
+
+    def trained(segment: int, members: np.ndarray, folder: Path | None) -> Any:
+        return experts.expert_trajectories(
+            train,
+            problem.network,
+            plan,
+            root=root,
+            segment=segment,
+            data=problem.real,
+            table=sampling.make_table([members], len(problem.dataset.train.labels)),
+            folder=folder,
+            identity=expert_identity(problem, recipe, plan.epochs, members),
+            on_chunk=partial(on_expert, segment),
+        )
+
+    return trained
+
+
 def expert_identity(
-    problem: Problem, m: TrajectoryMatchingSettings, members: np.ndarray
+    problem: Problem, recipe: RecipeSettings, epochs: int, members: np.ndarray
 ) -> dict[str, Any]:
     """Everything that stored experts depend on, as plain JSON."""
     s = problem.settings
@@ -148,8 +215,8 @@ def expert_identity(
         "network": asdict(s.network),
         "normalization": [list(problem.statistics.mean), list(problem.statistics.std)],
         "zca": s.data.zca,
-        "recipe": asdict(m.recipe),
-        "epochs": m.epochs,
+        "recipe": asdict(recipe),
+        "epochs": epochs,
         "seed": s.seed,
         "pool": digest(members),
         "version": __version__,

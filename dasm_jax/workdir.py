@@ -81,10 +81,10 @@ def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
 # experiment of that name does.
 _READERS = {
     "recover": ("recover", "compare"),
-    "coreset": ("coreset", "curve"),
-    "synthetic": ("distill", "recover", "compare", "coreset", "curve"),
-    "matcher": ("distill", "recover", "compare", "coreset", "curve"),
-    "dasm": ("distill", "recover", "compare", "coreset", "curve"),
+    "coreset": ("coreset", "curve", "study"),
+    "synthetic": ("distill", "recover", "compare", "coreset", "curve", "study"),
+    "matcher": ("distill", "recover", "compare", "coreset", "curve", "study"),
+    "dasm": ("distill", "recover", "compare", "coreset", "curve", "study"),
     "ipc": ("distill", "recover", "compare", "coreset"),
     "seed": ("distill", "recover", "compare", "coreset", "evaluate"),
     "measure": ("distill",),
@@ -92,6 +92,7 @@ _READERS = {
 _NOT_THE_RESULT = (
     "compare",
     "curve",
+    "study",
     "log",
     "devices",
     "checkpoint",
@@ -115,10 +116,11 @@ def identity(settings: Settings) -> dict[str, Any]:
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on: a table may grow, and matchers that are not run change.
 
-    Tables are compare, curve and evaluate: each cell of theirs knows what it depends
-    on, and is used again or not by that. On how many devices a run is made changes
-    its last bits only: it may be shown, and go on, on a machine that has others. What
-    to do about a number that is not finite may be decided when there is one.
+    Tables are compare, curve, study and evaluate: each cell of theirs knows what it
+    depends on, and is used again or not by that. On how many devices a run is made
+    changes its last bits only: it may be shown, and go on, on a machine that has
+    others. What to do about a number that is not finite may be decided when there is
+    one.
     """
     experiment, matcher = config.get("experiment"), config.get("matcher")
     kept = {
@@ -134,7 +136,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
             for name, value in of_evaluation.items()
             if name not in _ONLY_EVALUATE
         }
-        if experiment == "curve":  # every cell has a seed of its own
+        if experiment in ("curve", "study"):  # every cell has a seed of its own
             kept["evaluate"].pop("seed", None)
     if experiment == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")

@@ -60,6 +60,7 @@ def small_config(**changes):
     config.evaluate.recipe.batch = 16
     config.coreset.networks, config.coreset.steps, config.coreset.looks = 1, 8, 2
     config.curve.ipcs, config.curve.seeds = (1, 4), (0,)
+    config.study.ipcs, config.study.seeds = (4,), (0,)
     config.measure.steps, config.measure.images = 8, 12
     config.evaluate.recipe.augment = "color_crop"
     config.update_from_flattened_dict(

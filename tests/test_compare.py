@@ -4,19 +4,26 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dasm_jax import run
-from dasm_jax.errors import UserError
+from dasm_jax import files, run, signals
+from dasm_jax.errors import Interrupted, UserError
 from dasm_jax.experiments import common, compare
 from dasm_jax.experiments.compare import cell_settings, cells_of, run_cell
 from dasm_jax.settings import changed, from_config
 from tests.small import small_config, small_dataset
 from tests.test_compare_table import rows_of
 from tests.test_document import section
+from tests.torture import ROOT
 
 MATCHERS = ("idc", "dc", "dsa", "dm", "cafe", "mtt")
 
@@ -174,6 +181,104 @@ def test_a_killed_cell_does_not_end_the_table(monkeypatch):
     monkeypatch.setattr(compare, "run_cell", die)
     failure = compare._in_a_process("distill", settings_with(), "nowhere")
     assert "killed" in failure["failure"]
+
+
+# --- signals --------------------------------------------------------------------------
+
+
+def stop_when_asked(experiment, settings, folder):
+    """A cell that keeps what it has, and gets every signal more than once."""
+    with signals.noted() as found:
+        (Path(folder) / "begun").touch()
+        while found.signal is None:
+            time.sleep(0.01)
+        os.kill(os.getpid(), found.signal)
+    os.kill(os.getpid(), found.signal)
+    time.sleep(2 * compare.LOOK)
+    raise Interrupted(found.signal, "all is kept")
+
+
+def linger(experiment, settings, folder):
+    """A cell that has nothing to keep."""
+    (Path(folder) / "begun").touch()
+    time.sleep(60)
+
+
+def signalled(monkeypatch, folder, cell, number):
+    """What a cell ends with when this process gets a signal in the middle of it."""
+
+    def send():
+        while not (folder / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(compare, "run_cell", cell)
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(Interrupted) as caught:
+        compare._in_a_process("distill", settings_with(), str(folder))
+    thread.join()
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == before
+    assert caught.value.signal == number
+    return str(caught.value)
+
+
+def test_a_cell_is_waited_for_when_a_signal_comes(tmp_path, monkeypatch, capfd):
+    text = signalled(monkeypatch, tmp_path, stop_when_asked, signal.SIGTERM)
+    assert text == "all is kept"
+    lines = capfd.readouterr().err.splitlines()
+    assert [line[:20] for line in lines] == ["SIGTERM: stopping at"]  # said once
+
+
+def test_a_cell_that_keeps_nothing_ends_at_once(tmp_path, monkeypatch):
+    began = time.monotonic()
+    text = signalled(monkeypatch, tmp_path, linger, signal.SIGTERM)
+    assert (
+        f"stopped by SIGTERM; the same command goes on with the cell {tmp_path.name}"
+        == text
+    )
+    assert time.monotonic() - began < 40
+
+
+def never_done(settings, workdir):
+    with signals.noted():
+        (workdir / "begun").touch()
+        time.sleep(60)
+
+
+def stubborn(experiment, settings, folder):
+    """A cell whose outer iterations are long; it has its process to itself."""
+    compare.distill.run = never_done
+    return run_cell(experiment, settings, folder)
+
+
+def test_a_second_signal_ends_both_processes(tmp_path):
+    code = (
+        "from tests import test_compare as tests\n"
+        "tests.compare.run_cell = tests.stubborn\n"
+        "settings = tests.settings_with(experiment='distill')\n"
+        f"tests.compare._in_a_process('distill', settings, {str(tmp_path)!r})\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert "a second one stops at once" in process.stderr.readline()
+    time.sleep(2 * compare.LOOK)
+    with files.locked(tmp_path / ".lock") as ended:
+        assert not ended
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
+    until, ended = time.monotonic() + 10, False
+    while not ended and time.monotonic() < until:
+        with files.locked(tmp_path / ".lock") as ended:
+            time.sleep(0.01)
+    assert ended
 
 
 # --- a true table ---------------------------------------------------------------------

@@ -9,8 +9,9 @@ from PIL import Image
 
 from dasm_jax import run
 from dasm_jax.errors import NonFiniteError, UserError
-from dasm_jax.experiments import common, curve, curve_table, sets
-from dasm_jax.experiments.curve import Cell, cells_of
+from dasm_jax.experiments import cells, common, sets
+from dasm_jax.experiments.cells import FULL, Cell
+from dasm_jax.experiments.curve import sources_of
 from dasm_jax.experiments.curve_table import entries_of, render_markdown, render_text
 from dasm_jax.settings import from_config
 from tests.small import small_config, small_dataset
@@ -50,7 +51,7 @@ def start(workdir, **changes):
 
 def test_cells_and_their_files():
     s = settings_with(curve__ipcs=(4, 1, 2), curve__seeds=(3, 1))
-    cells = cells_of(s)
+    cells = [cell for source in sources_of(s) for cell in source.cells]
     assert [c.name for c in cells if c.seed == 3] == [
         *(f"{m}_ipc{n}_seed3" for m in METHODS[:3] for n in (1, 2, 4)),
         "dasm_ipc1_seed3",
@@ -121,7 +122,7 @@ def test_it_goes_on_where_it_stopped(finished, monkeypatch):
     content = json.loads(gone.read_text())
     gone.unlink()
     made = []
-    monkeypatch.setattr(curve._Bench, "_make", lambda self, cell: made.append(cell))
+    monkeypatch.setattr(cells._Bench, "_make", lambda *a: made.append(a))
     again = start(workdir, curve__seeds=(0, 1))
     assert again == text
     assert made == []  # the set is there: it is only evaluated
@@ -185,13 +186,13 @@ def test_a_set_without_its_facts_is_made_again(finished):
 def test_more_sizes_are_added(finished, monkeypatch):
     workdir, _ = finished
     made = []
-    real = curve._Bench._make
+    real = cells._Bench._make
 
-    def spy(self, cell):
-        made.append(cell.name)
-        real(self, cell)
+    def spy(self, source, origin):
+        made.append(source.whole.name)
+        real(self, source, origin)
 
-    monkeypatch.setattr(curve._Bench, "_make", spy)
+    monkeypatch.setattr(cells._Bench, "_make", spy)
     start(workdir, curve__ipcs=(2, 4, 6), curve__methods=("random", "dasm"))
     # DASM of 6 has other prefixes than DASM of 4: 2 ends inside the first segment.
     # The whole set of 4 is there from before.
@@ -278,7 +279,7 @@ def test_the_markdown_table():
         cell("random", 4, 0.625),
         cell("dasm", 2, 0.75),
         cell("dasm", 4, 0.875),
-        cell(curve_table.FULL, 0, 0.95),
+        cell(FULL, 0, 0.95),
     ]
     text = render_markdown(s, entries_of(results), results, ["x: failed"])
     assert "| method | IPC 2 | IPC 4 |\n|---|---|---|\n" in text

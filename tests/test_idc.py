@@ -6,9 +6,12 @@ It shares the derived keys with the program, and nothing else of its driver, opt
 or derivatives: gradients are plain double backward.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs import default
 from dasm_jax import augment, initial, sampling, training
@@ -22,7 +25,7 @@ from tests.small import small_dataset
 OUTER, INNER = 3, 4
 
 
-def config():
+def config(schedule):
     config = default.get_config()
     config.devices = 1
     config.ipc = 2
@@ -31,6 +34,7 @@ def config():
     idc = config.matcher.idc
     idc.real_batch, idc.synthetic_batch = 8, 6
     idc.image.lr, idc.image.base_size = 0.5, 8
+    idc.image.schedule = schedule
     idc.loop.niter, idc.loop.inner = OUTER, INNER
     idc.trajectory.n_data, idc.trajectory.recipe.batch = 30, 16
     config.dasm.segments = 1
@@ -45,7 +49,7 @@ def literal_idc(problem):
     images, labels = (jnp.asarray(x) for x in problem.dataset.train)
     strategy = augment.parse_strategy(m.augment)
     decoder = problem.parameterization
-    learning_rate = m.image.lr * s.ipc / 10 * (8 / m.image.base_size) ** 2
+    full_rate = m.image.lr * s.ipc / 10 * (8 / m.image.base_size) ** 2
 
     def cross_entropy(params, x, label):
         logits = net.apply(params, x)
@@ -98,6 +102,9 @@ def literal_idc(problem):
         params = net.init(key_for(root, Use.NETWORK_INIT, 1, outer))
         velocity_net = jax.tree.map(jnp.zeros_like, params)
         pixels = jnp.clip(pixels, 0.0, 1.0)
+        learning_rate = full_rate
+        if m.image.schedule == "cosine":  # from here on, of moves begun before too
+            learning_rate *= (1 + math.cos(math.pi * outer / OUTER)) / 2
         for _ in range(INNER):
             pool_place, index = sampling.next_batch(
                 key_for(root, Use.REAL_ORDER, 1, 0), pool_place, pool, 8
@@ -131,8 +138,9 @@ def literal_idc(problem):
     return np.asarray(final).reshape(shape), np.array(distances).reshape(-1, n_classes)
 
 
-def test_one_segment_is_the_public_loop():
-    problem = make_problem(from_config(config()), small_dataset())
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_one_segment_is_the_public_loop(schedule):
+    problem = make_problem(from_config(config(schedule)), small_dataset())
     seen = []
     (result,) = run_dasm(problem, on_outer=lambda p: seen.append(p.distances))
     pixels, distances = literal_idc(problem)

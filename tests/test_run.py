@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import dasm, device_memory, run
+from dasm_jax import device_memory, divergence, run
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import common, distill
 from dasm_jax.settings import check_key, from_config
@@ -303,7 +303,7 @@ def test_too_little_memory_is_said_before_the_start(tmp_path, monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 TB\nlong trace")
 
-    monkeypatch.setattr(dasm, "_trouble", full)
+    monkeypatch.setattr(divergence, "trouble", full)
     with pytest.raises(UserError, match="out of memory: matching needs about") as again:
         start(tmp_path)
     assert str(again.value).split("; ")[-1] == said.split("; ")[-1]

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from dasm_jax.sampling import make_table, next_batch, prefix_table, start_sampler
+from dasm_jax.sampling import (
+    make_clusters,
+    make_table,
+    next_batch,
+    one_of_each,
+    prefix_table,
+    start_sampler,
+)
 
 WIDTH = 9
 
@@ -127,3 +134,40 @@ def test_prefix_table():
 def test_groups_that_do_not_fit(sizes, width):
     with pytest.raises(ValueError, match="groups must have 1 to"):
         make_table([np.arange(size) for size in sizes], width)
+
+
+# --- one of each cluster --------------------------------------------------------------
+
+CLUSTERS = [np.array([2, 0, 2, 1, 0, 2, 2, 1, 0]), np.array([3, 3, 1, 0, 0, 1, 3])]
+
+
+def test_clusters_lie_one_after_another():
+    table, clusters = make_clusters(GROUPS[:2], CLUSTERS, 4, WIDTH)
+    np.testing.assert_array_equal(table.counts, [9, 7])
+    for row, group, of in zip(range(2), GROUPS, CLUSTERS, strict=False):
+        for number in range(4):
+            start, count = clusters.starts[row, number], clusters.counts[row, number]
+            held = table.indices[row, start : start + count]
+            own = group[of == number]
+            if len(own):
+                np.testing.assert_array_equal(held, own)
+            else:  # the whole group
+                np.testing.assert_array_equal(np.sort(held), group)
+
+
+def test_a_batch_has_one_image_of_each_cluster():
+    table, clusters = make_clusters(GROUPS[:2], CLUSTERS, 4, WIDTH)
+    draw_at = jax.jit(
+        lambda number: one_of_each(
+            jax.random.fold_in(jax.random.key(0), number), table, clusters
+        )
+    )
+    drawn = np.stack([np.asarray(draw_at(number)) for number in range(600)])
+    assert drawn.shape == (600, 2, 4)
+    for row, (group, of) in enumerate(zip(GROUPS, CLUSTERS, strict=False)):
+        for number in range(4):
+            own = group[of == number] if (of == number).any() else group
+            members, times = np.unique(drawn[:, row, number], return_counts=True)
+            np.testing.assert_array_equal(members, own)
+            np.testing.assert_allclose(times, 600 / len(own), rtol=0.35)
+    np.testing.assert_array_equal(draw_at(7), drawn[7])

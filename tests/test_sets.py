@@ -127,7 +127,7 @@ def test_a_set_is_kept_as_it_is_trained_on(tmp_path, method, decoded):
     images = small_dataset(2).train.images[:4].reshape(2, 2, 8, 8, 1)
     parts = [Part(images / np.float32(255), 0.0, 0.0)]
     path = tmp_path / "set.npz"
-    sets.save(path, problem, method, parts)
+    sets.save(path, problem, parts, sets.formation_for(problem, method))
     images, labels = sets.load_decoded(path, problem, decoded)
     assert sets.load_decoded(path, problem, decoded - 1) is None
     assert len(images) == decoded
@@ -142,7 +142,8 @@ def test_a_set_that_is_damaged_or_missing_is_none(tmp_path):
     assert sets.load_decoded(path, problem, 9) is None
     path.write_bytes(b"no archive")
     assert sets.load_decoded(path, problem, 9) is None
-    sets.save(path, problem, "random", parts_of(2))
+    formation = sets.formation_for(problem, "random")
+    sets.save(path, problem, parts_of(2), formation)
     assert sets.load_decoded(path, problem, 9) is not None
     path.write_bytes(path.read_bytes()[:600])
     assert sets.load_decoded(path, problem, 9) is None

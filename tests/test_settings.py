@@ -23,6 +23,7 @@ from dasm_jax import (
 )
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
+from dasm_jax.image_optimizer import SCHEDULES
 from dasm_jax.initial import INITS
 from dasm_jax.parameterization import make_parameterization
 from dasm_jax.settings import check_against_data, check_key, from_config, to_dict
@@ -99,6 +100,10 @@ TEXTS, TUPLES = of_type(str), of_type(tuple)
 FREE_TEXTS = [
     "compare__document",
     "curve__document",
+    "study__baseline",
+    "study__document",
+    "study__name",
+    "study__rows",
     "evaluate__synthetic",
     "data__data_dir",
     "data__name",
@@ -138,7 +143,7 @@ def test_no_kind_of_field_goes_untested():
     assert sorted([*INTS, *FLOATS, *BOOLS, *TEXTS, *TUPLES]) == sorted(LEAVES)
     turns = (f"matcher__{name}__image__class_turns" for name in MATCHERS)
     switches = {"data__zca", "evaluate__baselines", "evaluate__prefixes", *turns}
-    assert set(BOOLS) == {*switches, "evaluate__same_compute"}
+    assert set(BOOLS) == {*switches, "evaluate__same_compute", "study__prefixes"}
     assert TUPLES == [
         "compare__ipcs",
         "compare__matchers",
@@ -151,6 +156,9 @@ def test_no_kind_of_field_goes_untested():
         "data__std",
         "evaluate__architectures",
         "evaluate__augmentations",
+        "study__arms",
+        "study__ipcs",
+        "study__seeds",
     ]
 
 
@@ -285,11 +293,13 @@ RECIPES = (
 SHARES = (
     *(f"{name}__cutmix" for name in RECIPES),
     "data__test_share",
+    "data__validation",
     "dasm__rho",
     "dasm__high",
     "dasm__random_share",
     "dasm__easiest_share",
     "dasm__coverage",
+    "dasm__polish",
 )
 MOMENTA = (
     *(f"{name}__momentum" for name in RECIPES),
@@ -309,6 +319,7 @@ FROM_ZERO = (
     "measure__networks",
     *(f"matcher__{name}__loop__inner" for name in MATCHERS),
     *(f"matcher__{name}__trajectory__epochs" for name in BATCH_MATCHERS),
+    *(f"matcher__{name}__trajectory__bank" for name in BATCH_MATCHERS),
     "matcher__mtt__max_start",
     "matcher__mtt__at_once",
 )
@@ -344,7 +355,8 @@ def test_no_share_or_momentum_is_forgotten():
     def ending(*ends):
         return {name for name in FLOATS if name.endswith(ends)}
 
-    assert ending("share", "cutmix", "rho", "high", "coverage") == {*SHARES}
+    ends = ("share", "cutmix", "rho", "high", "coverage", "validation", "polish")
+    assert ending(*ends) == {*SHARES}
     assert ending("momentum") == {*MOMENTA}
 
 
@@ -522,6 +534,26 @@ def test_experts_know_one_pool_of_a_segment():
         settings_with(matcher__name=name, dasm__rescore_every=1)
 
 
+def test_experts_belong_to_segments_and_not_to_a_polish():
+    mtt = {"matcher__name": "mtt", "dasm__polish": 0.1}
+    refuses("config.dasm.polish must be 0", "trajectory matching", **mtt)
+    settings_with(**mtt, dasm__segments=1)  # nothing to polish
+    for name in BATCH_MATCHERS:
+        settings_with(**mtt | {"matcher__name": name})
+
+
+@pytest.mark.parametrize("name", BATCH_MATCHERS)
+def test_networks_start_in_one_place(name):
+    trajectory = f"matcher__{name}__trajectory"
+    bank = {"matcher__name": name, f"{trajectory}__bank": 3}
+    segments = {f"{trajectory}__start": "segments"}
+    refuses(
+        f"{key(trajectory)}.bank=3", f"{key(trajectory)}.start='seg", **bank, **segments
+    )
+    settings_with(**bank)
+    settings_with(**segments)
+
+
 # --- settings that are there already --------------------------------------------------
 
 
@@ -633,6 +665,7 @@ def accepted(name):
         ("dasm__pool", schedule.POOLS),
         ("dasm__schedule", schedule.SCHEDULES),
         ("dasm__score", scoring.SCORES),
+        *((f"matcher__{name}__image__schedule", SCHEDULES) for name in MATCHERS),
     ],
 )
 def test_choices_are_those_of_the_module(name, implemented):

@@ -3,21 +3,23 @@
     make torture            # 20 kills, minutes
     python -m tests.torture --kills=3 --seed=1
 
-SIGKILL comes at random moments after matching has begun, and at chosen ones: in the
-middle of a checkpoint, during export, while networks score, while one evaluates. The
-same command is started again after each.
+SIGKILL comes at random moments of the whole life of a process, and at chosen ones:
+while a checkpoint is written, loaded or removed, while an expert is written, during
+export, while networks score, after one has evaluated, and when the run is finished but
+its checkpoints are there. The same command is started again after each.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,36 @@ OPTIONS = (
     "--config.measure.steps=60",
     "--config.checkpoint.minutes=0",
 )
-LONGEST = 2.0  # seconds that a process lives after it has begun, at random
-PATIENCE = 120.0
+# What is matched, and the moments that are chosen beside the random ones.
+MATCHERS = {
+    "idc": (
+        (),
+        (
+            "writing_a_checkpoint",
+            "exporting",
+            "loading",
+            "scoring",
+            "removing",
+            "evaluating",
+            "discarding",
+        ),
+    ),
+    "mtt": (
+        (
+            "--config.matcher.name=mtt",
+            "--config.dasm.rescore_every=0",
+            "--config.matcher.mtt.loop.niter=15",
+            "--config.matcher.mtt.loop.inner=3",
+            "--config.matcher.mtt.steps=4",
+            "--config.matcher.mtt.experts=4",
+            "--config.matcher.mtt.epochs=4",
+            "--config.matcher.mtt.max_start=2",
+        ),
+        ("writing_an_expert", "loading", "writing_a_checkpoint"),
+    ),
+}
+FROM_INSIDE = {"loading": 6, "removing": 6, "discarding": 12}  # of so many steps, one
+PATIENCE = 600.0  # s that a process may take, on a machine that is busy with more
 
 
 class Run:
@@ -50,8 +80,7 @@ class Run:
     def __init__(self, workdir: Path, programs: Path, options: Iterable[str] = ()):
         """``programs`` is where compiled ones are kept, for a quick start."""
         self.workdir = workdir
-        self._command = [sys.executable, "main.py", *OPTIONS, *options]
-        self._command += [f"--workdir={self.workdir}"]
+        self._command = ["main.py", *OPTIONS, *options, f"--workdir={self.workdir}"]
         own = {
             "JAX_COMPILATION_CACHE_DIR": programs,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
@@ -59,25 +88,29 @@ class Run:
         }
         self._environment = os.environ | {k: str(v) for k, v in own.items()}
 
-    def start(self) -> subprocess.Popen[str]:
-        """Start the command, once more."""
+    def start(self, *before: str, own_group: bool = False) -> subprocess.Popen[str]:
+        """Start the command, once more; ``before`` comes in front of it."""
         return subprocess.Popen(
-            self._command,
+            [sys.executable, *before, *self._command],
             cwd=ROOT,
             env=self._environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=own_group,
         )
 
     def finish(self) -> str:
         """Start it and let it end; returns what it printed."""
         process = self.start()
-        out, errors = process.communicate(timeout=PATIENCE)
+        try:
+            out, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
         assert process.returncode == 0, errors
         return out
 
-    def kill_at(self, moment: Callable[[], bool]) -> bool:
+    def kill_at(self, moment: Callable[[], bool], *before: str) -> bool:
         """Start it, and end it with SIGKILL when ``moment()`` is true.
 
         Returns:
@@ -86,15 +119,40 @@ class Run:
         Raises:
           AssertionError: it failed before.
         """
-        process = self.start()
+        process = self.start(*before)
         until = time.monotonic() + PATIENCE
-        while process.poll() is None and not moment():
-            assert time.monotonic() < until, "the moment never came"
+        while process.poll() is None and not moment() and time.monotonic() < until:
             time.sleep(0.0005)
         process.kill()
         _, errors = process.communicate()
-        assert process.returncode in (0, -9), errors
-        return process.returncode == -9
+        assert time.monotonic() < until, "the moment never came, nor did the end"
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        return process.returncode != 0
+
+    def kill(self, kind: str, rng: np.random.Generator, life: float) -> bool:
+        """Start it, and end it at a moment of this kind; whether that came.
+
+        Args:
+          kind: "random", or one of the moments in ``MATCHERS``.
+          rng: draws the random moment, or the step of a short one.
+          life: seconds that a process lives at most.
+        """
+        if kind == "random":
+            return self.kill_at(after(rng.uniform(0, life)))
+        if kind in FROM_INSIDE:
+            step = rng.integers(1, FROM_INSIDE[kind], endpoint=True)
+            return self.kill_at(lambda: False, "-m", "tests.dying", kind, str(step))
+        return self.kill_at(getattr(self, kind)())
+
+    def may_come(self, kind: str) -> bool:
+        """Whether the next process can see this moment; what it loads must be there."""
+        items = (self.workdir / "checkpoints").glob("[0-9]*")
+        return kind != "loading" or not all(map(_unfinished, items))
+
+    @property
+    def finished(self) -> bool:
+        """Whether only checkpoints may be left to remove."""
+        return (self.workdir / "summary.json").exists()
 
     def begun(self) -> Callable[[], bool]:
         """True once the next process has matched or evaluated something."""
@@ -107,26 +165,16 @@ class Run:
 
         return moment
 
-    def later(self, seconds: float) -> Callable[[], bool]:
-        """So long after it has begun."""
-        begun, since = self.begun(), []
-
-        def moment() -> bool:
-            if not since and begun():
-                since.append(time.monotonic())
-            return bool(since) and time.monotonic() - since[0] >= seconds
-
-        return moment
-
     def writing_a_checkpoint(self) -> Callable[[], bool]:
         """An item is there, and not whole."""
-        folder, begun = self.workdir / "checkpoints", self.begun()
+        items, begun = self.workdir / "checkpoints", self.begun()
+        return lambda: begun() and any(map(_unfinished, items.glob("[0-9]*")))
 
-        def moment() -> bool:
-            items = folder.glob("[0-9]*")
-            return begun() and any(not (p / "metadata.json").exists() for p in items)
-
-        return moment
+    def writing_an_expert(self) -> Callable[[], bool]:
+        """The same of an expert; what an earlier kill left does not count."""
+        folder = self.workdir / "experts"
+        known = {item for item in folder.glob("*") if _unfinished(item)}
+        return lambda: any(map(_unfinished, {*folder.glob("*")} - known))
 
     def exporting(self) -> Callable[[], bool]:
         """The set has a temporary file beside it."""
@@ -140,14 +188,15 @@ class Run:
         return lambda: len([*pictures.glob("*.png")]) > known
 
     def evaluating(self) -> Callable[[], bool]:
-        """One more set has been evaluated."""
+        """One more set has been evaluated, and is kept."""
         folder = self.workdir / "checkpoints"
         known = len([*folder.glob("evaluation_*")])
         return lambda: len([*folder.glob("evaluation_*")]) > known
 
     def where(self) -> str:
         """What the last line of the log says that was done."""
-        lines = (self.workdir / "log.txt").read_text().splitlines()
+        log = self.workdir / "log.txt"
+        lines = log.read_text().splitlines() if log.exists() else []
         return lines[-1].split(", about")[0] if lines else "the very beginning"
 
     def result(self) -> tuple[str, object, list]:
@@ -159,7 +208,18 @@ class Run:
             {k: v for k, v in json.loads(line).items() if "seconds" not in k}
             for line in lines
         ]
+        assert not (self.workdir / "checkpoints").exists(), "they are not needed now"
         return digest.hexdigest(), (summary["table"], summary["measures"]), metrics
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """So long from now."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
+def _unfinished(item: Path) -> bool:
+    return not (item / "metadata.json").exists()
 
 
 def torture(
@@ -169,40 +229,46 @@ def torture(
     seed: int = 0,
     options: Iterable[str] = (),
     say: Callable[[str], None] = print,
+    chosen: Sequence[str] = ("writing_a_checkpoint",),
 ) -> bool:
     """Whether killed runs leave the same as one in peace; every one finishes.
 
     Args:
       folder: for workdirs.
-      programs: for compiled programs.
+      programs: for compiled programs; the first run in peace tells how long a process
+        lives, so they had better be there.
       kills: how many, in as many runs as it takes.
       seed: of the random moments.
       options: of the command, after ``OPTIONS``.
       say: told what happens.
+      chosen: moments for every other kill, in turn.
+
+    Raises:
+      AssertionError: a run fails, or the moments do not come.
     """
-    began = time.monotonic()
-    calm = Run(folder / "calm", programs, options)
+    calm, began = Run(folder / "calm", programs, options), time.monotonic()
     calm.finish()
-    say(f"uninterrupted, compiling included: {time.monotonic() - began:.0f} s")
-    expected = calm.result()
-    equal: list[bool] = []
-    rng = np.random.default_rng(seed)
-    chosen = ("writing_a_checkpoint", "exporting", "scoring", "evaluating")
+    life = time.monotonic() - began
+    say(f"uninterrupted: {life:.0f} s")
+    expected, equal = calm.result(), []
+    rng, starts = np.random.default_rng(seed), 0
     counts: Counter[str] = Counter()
+    waiting: list[str] = []
     while counts.total() < kills:
         run = Run(folder / f"killed_{len(equal)}", programs, options)
-        while counts.total() < kills:
-            # Every other one at random.
-            kind = "random"
+        while counts.total() < kills and not run.finished:
+            kind, waiting = "random", waiting or list(chosen)
             if counts.total() % 2:
-                kind = chosen[counts.total() // 2 % len(chosen)]
-            moment = run.later(rng.uniform(0, LONGEST))
-            if kind != "random":
-                moment = getattr(run, kind)()
-            if not run.kill_at(moment):
-                break  # it was finished before
-            counts[kind] += 1
-            say(f"kill {counts.total():2d}, {kind}: after {run.where()}")
+                kind = next(filter(run.may_come, waiting), kind)
+            starts += 1
+            assert starts <= 3 * kills + 3, (
+                f"{starts - 1} processes, and only {counts.total()} of {kills} kills "
+                f"({dict(counts)}); the next moment, {kind}, does not come"
+            )
+            if run.kill(kind, rng, life):
+                counts[kind] += 1
+                waiting = [other for other in waiting if other != kind]
+                say(f"kill {counts.total():2d}, {kind}: after {run.where()}")
         run.finish()
         equal.append(run.result() == expected)
         say(f"finished; bytes equal: {run.result()[0] == expected[0]}")
@@ -218,12 +284,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    began, fine = time.monotonic(), True
     with tempfile.TemporaryDirectory() as folder:
-        said = time.monotonic()
         # Programs of its own, so that what a kill leaves of one counts as well.
-        places = Path(folder) / "runs", Path(folder) / "programs"
-        fine = torture(*places, options.kills, options.seed, say=_say)
-        _say(f"{time.monotonic() - said:.0f} s in all")
+        programs = Path(folder) / "programs"
+        shares = {"idc": options.kills - options.kills // 3, "mtt": options.kills // 3}
+        for name, (changes, chosen) in MATCHERS.items():
+            _say(f"{name}:")
+            place = Path(folder) / name
+            Run(place / "compiling", programs, changes).finish()
+            rest = (options.seed, changes, _say, chosen)
+            fine &= torture(place, programs, shares[name], *rest)
+    _say(f"{time.monotonic() - began:.0f} s in all")
     sys.exit(not fine)
 
 

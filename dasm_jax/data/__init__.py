@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from dasm_jax import types
-from dasm_jax.data import digits, folder, tfds_source, validate
+from dasm_jax.data import digits, folder, holdout, tfds_source, validate
 from dasm_jax.errors import UserError
 
 SOURCES = {
@@ -25,6 +25,7 @@ def load_dataset(
     test_share: float = 0.2,
     size: int = 0,
     downsample: int = 1,
+    validation: float = 0.0,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> types.Dataset:
     """Loads a labelled image dataset, decoded, with its identity.
@@ -45,6 +46,8 @@ def load_dataset(
         size: side in pixels to which images of any shape are brought: the shorter side
             resized, the centre cut out; 0: images must have one shape. Not of digits.
         downsample: side of the pixel blocks that are averaged into one pixel.
+        validation: share of each class's training images that takes the place of the
+            test split (``holdout.hold_out``); 0: the test split is what it is.
         cache_dir: the folder of the decoded cache; by default the environment's
             ``DASM_CACHE_DIR``, else ``~/.cache/dasm_jax``.
 
@@ -77,7 +80,9 @@ def load_dataset(
         where = error.filename or name
         raise UserError(f"cannot read {where}: {error.strerror or error}") from error
     # The cache holds full-size images: one file serves every block size.
-    return dataset if downsample == 1 else _shrink_dataset(dataset, downsample)
+    if downsample > 1:
+        dataset = _shrink_dataset(dataset, downsample)
+    return holdout.hold_out(dataset, validation) if validation else dataset
 
 
 def shrink(images: np.ndarray, block: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dasm_jax.data import load_dataset
-from dasm_jax.errors import UserError
+from dasm_jax.errors import Interrupted, UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
@@ -38,6 +38,7 @@ def load_data(settings: Settings) -> Dataset:
         test_share=s.test_share,
         size=s.size,
         downsample=s.downsample,
+        validation=s.validation,
     )
 
 
@@ -93,6 +94,8 @@ def accounted(
 ) -> Iterator[None]:
     """Close the log in the end, and say where the numbers come from.
 
+    What a signal did is on record, too.
+
     Raises:
       UserError: that cannot be written, and nothing else had ended the run.
     """
@@ -104,8 +107,10 @@ def accounted(
 
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with suppress(UserError):
+            if isinstance(error, Interrupted):
+                log.line(str(error))
             write()
         raise
     write()
@@ -176,8 +181,8 @@ def percent(mean: float, std: float | None) -> str:
 def render_table(summary: dict[str, Any]) -> list[str]:
     """Lines of a table: a row per IPC, a column per kind of set."""
     lines = [
-        f"{summary['dataset']}: test accuracy in %, mean ± std of "
-        f"{summary['evaluation_networks']} networks, "
+        f"{summary['dataset']}: {summary.get('split', 'test')} accuracy in %, mean ± "
+        f"std of {summary['evaluation_networks']} networks, "
         f"{summary['evaluation_steps']} steps each",
         "",
     ]

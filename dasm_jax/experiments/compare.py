@@ -6,16 +6,18 @@ own too; finished cells are not run again.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from dasm_jax import evaluate
-from dasm_jax.errors import CannotWrite, NonFiniteError, UserError
+from dasm_jax import evaluate, signals
+from dasm_jax.errors import CannotWrite, Interrupted, NonFiniteError, UserError
 from dasm_jax.experiments import distill, recover
 from dasm_jax.experiments.common import (
     SUMMARY,
@@ -54,6 +56,8 @@ SEQMATCH = (
 
 # What a run spends beside making the set.
 NOT_SYNTHESIS = ("seconds_evaluating", "seconds_compiling", "seconds_measuring")
+
+LOOK = 0.2  # seconds between looks for a signal that came while a cell runs
 
 
 def cells_of(settings: Settings) -> list[Cell]:
@@ -101,6 +105,8 @@ def run(settings: Settings, workdir: Path) -> str:
     """Run all cells that are not finished; returns the table for the terminal.
 
     Raises:
+      Interrupted: by a signal; finished cells are kept, and what the one that ran had
+        distilled.
       UserError: a cell's settings do not hold together, or the document cannot be
         written.
     """
@@ -127,6 +133,9 @@ def run(settings: Settings, workdir: Path) -> str:
                 shown = _accuracy_text(results[cell])
             log.metrics("cell", cell=cell.folder, **results[cell])
             log.advance(f"{cell.folder}: {shown}", True)
+    except Interrupted as error:
+        log.line(str(error))
+        raise
     finally:
         log.close()
     # After the cells: asking for the devices takes memory of some.
@@ -145,12 +154,38 @@ def run(settings: Settings, workdir: Path) -> str:
 def _in_a_process(
     experiment: str, settings: Settings, folder: str
 ) -> dict[str, Any] | None:
+    """Run one cell; a signal is passed on to its process, which ends in its own way.
+
+    Raises:
+      Interrupted: a signal came, to this process or to that of the cell.
+    """
     context = multiprocessing.get_context("spawn")  # JAX is threaded
-    with ProcessPoolExecutor(1, context) as executor:
+    with signals.noted() as found, ProcessPoolExecutor(1, context) as executor:
+        cell = executor.submit(run_cell, experiment, settings, folder)
+        _pass_on(found, cell)
         try:
-            return executor.submit(run_cell, experiment, settings, folder).result()
+            failure = cell.result()
         except BrokenProcessPool:
-            return {"failure": "its process was killed, perhaps for want of memory"}
+            failure = {"failure": "its process was killed, perhaps for want of memory"}
+    if found.signal is not None:  # and the cell had nothing to keep, or was finished
+        name = signal.Signals(found.signal).name
+        raise Interrupted(
+            found.signal,
+            f"stopped by {name}; the same command goes on with the cell "
+            f"{os.path.basename(folder)}",
+        )
+    return failure
+
+
+def _pass_on(found: signals.Noted, cell: Future[Any]) -> None:
+    """Wait until a cell is done, and tell its process once of a signal that came."""
+    while not cell.done() and found.signal is None:
+        wait([cell], LOOK)
+    if found.signal is not None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(process.pid, found.signal)
 
 
 def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any] | None:
@@ -165,8 +200,10 @@ def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any]
         "baselines": run_baselines,
     }
     if (parent := multiprocessing.parent_process()) is not None:
-        # Without it nobody would read the result, and another run may be on its way.
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        # Where there is nothing to keep, Ctrl-C ends this process without a traceback.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         with memory_explained(settings), open_workdir(folder, settings) as workdir:
             runs[experiment](settings, workdir)
@@ -178,6 +215,11 @@ def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any]
 
 
 def _end_with(parent: BaseProcess) -> None:
+    """End this process with the one that waits for it.
+
+    That one waits even when it is asked to stop, so it was killed, or asked twice:
+    nobody reads the result, and another run may be on its way.
+    """
     parent.join()
     os._exit(1)
 

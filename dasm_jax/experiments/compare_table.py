@@ -61,12 +61,12 @@ def render(settings: Settings, results: dict[Cell, dict[str, Any]]) -> str:
     factor = f"f = {s.synthetic.factor or 'as published'}"
     head = (
         f"{dataset}, {factor}, {s.network.name} of width {s.network.width} and "
-        f"depth {s.network.depth}, test accuracy in %, mean ± std over {spread}; seeds "
-        f"{', '.join(map(str, c.seeds))}, {s.evaluate.networks} networks of "
-        f"{s.evaluate.steps} steps each. {every('date')}, {every('device')}, commit "
-        f"{every('commit')}. Seconds of synthesis, with scoring and experts, "
-        "without compiling the update, and peak memory: one segment / DASM. "
-        "'≤ Random': does not beat Random."
+        f"depth {s.network.depth}, {s.data.tested_on} accuracy in %, mean ± std "
+        f"over {spread}; seeds {', '.join(map(str, c.seeds))}, "
+        f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each. "
+        f"{every('date')}, {every('device')}, commit {every('commit')}. "
+        "Seconds of synthesis, with scoring and experts, without compiling the update, "
+        "and peak memory: one segment / DASM. '≤ Random': does not beat Random."
     )
     lines = [*textwrap.wrap(head, 80), ""]
     notes: list[str] = []

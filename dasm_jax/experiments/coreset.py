@@ -54,10 +54,9 @@ def run(settings: Settings, workdir: Path) -> str:
                 log.advance(f"{method}: {error}", True)
                 continue
             seconds = sum(part.seconds for part in parts)
-            sets.save(workdir / "sets" / f"{method}.npz", problem, method, parts)
-            formed = problem._replace(
-                parameterization=sets.formation_for(problem, method)
-            )
+            formation = sets.formation_for(problem, method)
+            sets.save(workdir / "sets" / f"{method}.npz", problem, parts, formation)
+            formed = problem._replace(parameterization=formation)
             data = decode_segments(formed, [part.pixels for part in parts], total)
             with clock.phase("evaluate"):
                 accuracy = evaluator(*data)
@@ -72,6 +71,7 @@ def run(settings: Settings, workdir: Path) -> str:
         "ipc": ipc,
         "seconds_selecting": clock.seconds["select"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": settings.data.tested_on,
         "evaluation_networks": settings.evaluate.networks,
         "evaluation_steps": settings.evaluate.steps,
         "table": table.rows,
@@ -108,7 +108,8 @@ def _make(
 
 def _report(summary: dict[str, Any]) -> str:
     lines = [
-        f"{summary['dataset']}, IPC {summary['ipc']}: test accuracy in %, mean ± std",
+        f"{summary['dataset']}, IPC {summary['ipc']}: {summary.get('split', 'test')} "
+        "accuracy in %, mean ± std",
         f"of {summary['evaluation_networks']} networks, "
         f"{summary['evaluation_steps']} steps each",
         "",

@@ -4,12 +4,11 @@ import statistics
 import textwrap
 from typing import Any, NamedTuple
 
+from dasm_jax.experiments.cells import FULL
 from dasm_jax.experiments.common import percent
 from dasm_jax.experiments.document import as_text
 from dasm_jax.experiments.sets import LABELS
 from dasm_jax.schema import Settings
-
-FULL = "full"
 
 
 class Entry(NamedTuple):
@@ -82,8 +81,8 @@ def render_text(settings: Settings, entries: list[Entry], failures: list[str]) -
     """The table for a terminal of 80 columns."""
     s = settings
     head = (
-        f"{s.data.name}: test accuracy in %, mean ± std over {_spread(s)}; "
-        f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each"
+        f"{s.data.name}: {s.data.tested_on} accuracy in %, mean ± std over "
+        f"{_spread(s)}; {s.evaluate.networks} networks of {s.evaluate.steps} steps each"
     )
     lines = [*textwrap.wrap(head, 80), ""]
     rows = _grid(s, entries)
@@ -114,8 +113,8 @@ def render_markdown(
     dataset = as_text(s.data.name)
     head = (
         f"{dataset}, {s.network.name} of width {s.network.width} and depth "
-        f"{s.network.depth}, factor {s.factor}: test accuracy in %, mean ± std over "
-        f"{_spread(s)} (seeds {', '.join(map(str, c.seeds))}), "
+        f"{s.network.depth}, factor {s.factor}: {s.data.tested_on} accuracy in %, mean "
+        f"± std over {_spread(s)} (seeds {', '.join(map(str, c.seeds))}), "
         f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each per seed. "
         f"DASM: {s.dasm.segments} segments at IPC {max(c.ipcs)}, smaller sets are its "
         f"prefixes where a segment ends there. {every('date')}, {every('device')}, "

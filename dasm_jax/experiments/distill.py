@@ -11,7 +11,7 @@ from dasm_jax import evaluate, export, figures, measures
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.dasm import synthetic_set
 from dasm_jax.device_memory import Need
-from dasm_jax.errors import Interrupted, NonFiniteError
+from dasm_jax.errors import NonFiniteError
 from dasm_jax.experiments.common import (
     Table,
     finished_summary,
@@ -26,6 +26,7 @@ from dasm_jax.experiments.rollback import undo
 from dasm_jax.files import write_json
 from dasm_jax.measures import Reference
 from dasm_jax.plan import plan_segments
+from dasm_jax.polish import fold
 from dasm_jax.pools import decile_shares, digest
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.progress import Progress, Seconds, SegmentResult
@@ -71,7 +72,7 @@ def run(settings: Settings, workdir: Path) -> str:
 
 def _units(settings: Settings, plans: list[SegmentPlan]) -> int:
     """Steps of the progress bar: outer iterations, and sets to evaluate."""
-    sets = len(plans) if settings.evaluate.prefixes else 1
+    sets = settings.dasm.segments if settings.evaluate.prefixes else 1
     if settings.evaluate.baselines:
         sets = 2 * sets + 1
     return sum(plan.outer_iterations for plan in plans) + sets
@@ -84,31 +85,40 @@ def _distill(
 
     def on_outer(progress: Progress) -> None:
         plan, distances = progress.plan, progress.distances
+        where = "polish"
+        if not plan.covers:
+            where = f"segment {plan.segment}/{problem.settings.dasm.segments}"
         log.metrics(
             "outer",
             segment=plan.segment,
+            **({"part": "polish"} if plan.covers else {}),
             outer=progress.outer,
             distance=float(distances.mean()),
             distance_per_class=distances.mean(axis=0).tolist(),
             device_seconds=progress.seconds,
         )
         text = (
-            f"segment {plan.segment}/{problem.settings.dasm.segments} outer "
-            f"{progress.outer}/{plan.outer_iterations} distance {distances.mean():.4g}"
+            f"{where} outer {progress.outer}/{plan.outer_iterations} distance "
+            f"{distances.mean():.4g}"
         )
         log.advance(text, progress.outer % every == 0)
 
     def on_segment(finished: list[SegmentResult]) -> None:
         result = finished[-1]
-        _save(problem, workdir, synthetic_set([each.pixels for each in finished]))
+        plan, polished = result.plan, bool(result.plan.covers)
+        _save(problem, workdir, synthetic_set([each.pixels for each in fold(finished)]))
         shares = decile_shares(problem, result.pool)
-        log.metrics("segment", **_segment_record(problem, result, shares))
+        kind = "polish" if polished else "segment"
+        log.metrics(kind, **_segment_record(problem, result, shares))
+        picture, what = "polished", "polished"
+        if not polished:
+            picture = f"segment_{plan.segment:02d}"
+            what = f"{plan.name} of {problem.settings.dasm.segments}"
         figures.save_segment_grid(
-            workdir / "images" / f"segment_{result.plan.segment:02d}.png",
+            workdir / "images" / f"{picture}.png",
             result.pixels,
             problem.dataset.class_names,
-            f"{problem.dataset.name}: segment {result.plan.segment} of "
-            f"{problem.settings.dasm.segments}, {result.plan.size} images per class",
+            f"{problem.dataset.name}: {what}, {plan.size} images per class",
             shares,
             _describe_pool(problem, result),
         )
@@ -123,6 +133,8 @@ def _distill(
             position=lambda: log.position,
             on_expert=lambda segment, done: log.line(
                 f"segment {segment}: {done} experts ready"
+                if segment
+                else f"bank: {done} networks ready"
             ),
             on_outer=on_outer,
             on_segment=on_segment,
@@ -131,9 +143,6 @@ def _distill(
         )
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)
-        log.line(str(error))
-        raise
-    except Interrupted as error:
         log.line(str(error))
         raise
 
@@ -272,6 +281,7 @@ def _summary(
         **_seconds(results),
         "seconds_measuring": clock.seconds["measure"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": s.data.tested_on,
         "evaluation_networks": s.evaluate.networks,
         "evaluation_steps": s.evaluate.steps,
         "table": rows,

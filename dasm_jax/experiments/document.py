@@ -20,6 +20,11 @@ def as_text(name: str) -> str:
     return re.sub(r"[|\[\]*`\\]", lambda found: f"&#{ord(found[0])};", text)
 
 
+def slug(name: str) -> str:
+    """A name as part of a file name, whatever a folder is called."""
+    return "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in Path(name).name)
+
+
 def renew_section(document: Path, name: str, text: str) -> None:
     """Replace what stands between the markers of a section, or append it.
 

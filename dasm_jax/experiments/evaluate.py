@@ -329,6 +329,7 @@ def _summary(
     recipes = {name: under_augmentation(s.recipe, name) for name in s.augmentations}
     return {
         "dataset": problem.dataset.name,
+        "split": problem.settings.data.tested_on,
         "evaluation_networks": s.networks,
         "looks": s.looks,
         "sets": [

@@ -148,7 +148,8 @@ def _groups(summary: Row) -> Iterator[tuple[str, str, list[Row]]]:
 
 def _notes(summary: Row) -> list[str]:
     return [
-        f"{summary['dataset']}: test accuracy in % at the last step, mean ± std of "
+        f"{summary['dataset']}: {summary.get('split', 'test')} accuracy in % at the "
+        "last step, mean ± std of "
         f"{summary['evaluation_networks']} networks per cell, hard labels. Random: "
         "real images, as many of each class as the set stores; Full: all of them; both "
         "for as many steps as the set. HLR = Full − set and IOR = set − Random in "

@@ -119,7 +119,7 @@ class Keeper:
     @property
     def where(self) -> str:
         """Where the snapshot stands, in words."""
-        return _where(self.snapshot)
+        return self._place(self.snapshot)
 
     def distil(
         self,
@@ -222,6 +222,7 @@ class Keeper:
                     self._keep(snapshot, position(), undone)
             self._items.wait()
             stop_if_asked()
+        signals.raise_again(found)
         return results
 
     def _back_from(self, error: NonFiniteError) -> tuple[Rollback, list[int]]:
@@ -244,7 +245,7 @@ class Keeper:
             self._kept.pop()
             undone.append(self._kept[-1].number)
         to = self._kept[-1]
-        rollback = Rollback(error.trouble, _where(to.snapshot), halvings, to.log)
+        rollback = Rollback(error.trouble, self._place(to.snapshot), halvings, to.log)
         if hosts.is_first():
             _log.warning("%s", rollback)
         return rollback, [number for number in undone if number]
@@ -306,6 +307,15 @@ class Keeper:
         networks, best, correct = self.once(name, like, make)
         return Accuracy(tuple(networks.tolist()), tuple(best.tolist()), correct)
 
+    def _place(self, snapshot: Snapshot) -> str:
+        finished, active, _ = snapshot
+        if active is not None:
+            name = self._plans[len(finished)].name
+            return f"{name}, outer iteration {active.outer}"
+        if not finished:
+            return "the beginning"
+        return f"the end of {self._plans[len(finished) - 1].name}"
+
     def _expected(self, metadata: dict[str, Any]) -> list[Any]:
         theirs = metadata.get("identity")
         if not isinstance(theirs, dict):
@@ -322,13 +332,6 @@ class Keeper:
         self, arrays: list[np.ndarray], metadata: dict[str, Any]
     ) -> kept.Found:
         return kept.restored(self._problem, self._plans, arrays, metadata, self._folder)
-
-
-def _where(snapshot: Snapshot) -> str:
-    finished, active, _ = snapshot
-    if active is not None:
-        return f"segment {len(finished) + 1}, outer iteration {active.outer}"
-    return f"the end of segment {len(finished)}" if finished else "the beginning"
 
 
 def _copied(snapshot: Snapshot) -> Snapshot:

@@ -167,7 +167,7 @@ def _is_array(text: Any) -> bool:
 def _is_active(active: Any, most: int) -> bool:
     return (
         isinstance(active, dict)
-        and type(active.get("scored")) is bool
+        and all(type(active.get(name)) is bool for name in ("scored", "clusters"))
         and all(
             _is_count(active.get(name)) and active[name] <= most
             for name in ("networks", "state")

@@ -67,6 +67,7 @@ def run(settings: Settings, workdir: Path) -> str:
         "teacher_accuracy": accuracy,
         "seconds_synthesis": clock.seconds["teach"] + clock.seconds["recover"],
         "seconds_evaluating": clock.seconds["evaluate"],
+        "split": settings.data.tested_on,
         "evaluation_networks": settings.evaluate.networks,
         "evaluation_steps": settings.evaluate.steps,
         "table": rows,

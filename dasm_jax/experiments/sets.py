@@ -58,6 +58,11 @@ class Run(NamedTuple):
     prefixes: tuple[int, ...]
 
 
+def segment_ends(ipc: int, segments: int) -> list[int]:
+    """The sizes at which a segment of a set of ``ipc`` images per class ends."""
+    return np.cumsum(segment_sizes(ipc, min(segments, ipc))).tolist()
+
+
 def runs_for(method: str, ipcs: tuple[int, ...], segments: int) -> list[Run]:
     """The runs that give sets of all ``ipcs``.
 
@@ -67,27 +72,37 @@ def runs_for(method: str, ipcs: tuple[int, ...], segments: int) -> list[Run]:
     if method != "dasm":
         return [Run(ipc, (ipc,)) for ipc in sorted(ipcs)]
     largest = max(ipcs)
-    ends = np.cumsum(segment_sizes(largest, min(segments, largest))).tolist()
+    ends = segment_ends(largest, segments)
     shared = tuple(sorted(ipc for ipc in ipcs if ipc in ends))
     own = [Run(ipc, (ipc,)) for ipc in sorted(ipcs) if ipc not in ends]
     return [*own, Run(largest, shared)]
 
 
 def settings_for(settings: Settings, method: str, ipc: int, seed: int) -> Settings:
+    """Settings of the run that makes the set of a method (``settings_with``)."""
+    return settings_with(settings, DISTILLED.get(method, {}), ipc, seed)
+
+
+def settings_with(
+    settings: Settings, changes: dict[str, Any], ipc: int, seed: int
+) -> Settings:
     """Settings of the run that makes a set; evaluation differs in the seed only.
 
     Raises:
       UserError: they do not hold together.
     """
-    changes = {
-        "experiment": "distill",
-        "ipc": ipc,
-        "seed": seed,
-        "evaluate.seed": seed,
-        "dasm.segments": min(settings.dasm.segments, ipc),
-        **DISTILLED.get(method, {}),
-    }
-    return changed(settings, changes)
+    segments = changes.get("dasm.segments", settings.dasm.segments)
+    return changed(
+        settings,
+        {
+            **changes,
+            "experiment": "distill",
+            "ipc": ipc,
+            "seed": seed,
+            "evaluate.seed": seed,
+            "dasm.segments": min(segments, ipc),
+        },
+    )
 
 
 def distil(
@@ -155,8 +170,10 @@ def formation_for(problem: Problem, method: str) -> Parameterization:
     return make_parameterization("single", 1, problem.dataset.image_shape[:2])
 
 
-def save(path: Path, problem: Problem, method: str, parts: list[Part]) -> None:
-    """Write ``parts`` as a synthetic set.
+def save(
+    path: Path, problem: Problem, parts: list[Part], formation: Parameterization
+) -> None:
+    """Write ``parts`` as a synthetic set that is decoded by ``formation``.
 
     Raises:
       UserError: it cannot be written.
@@ -164,7 +181,7 @@ def save(path: Path, problem: Problem, method: str, parts: list[Part]) -> None:
     export.save_synthetic(
         path,
         synthetic_set([part.pixels for part in parts]),
-        parameterization=formation_for(problem, method),
+        parameterization=formation,
         statistics=problem.statistics,
         class_names=problem.dataset.class_names,
     )

@@ -16,6 +16,7 @@ from dasm_jax.schema.experiments import (
     EvaluateSettings,
     MeasureSettings,
     RecoverSettings,
+    StudySettings,
 )
 from dasm_jax.schema.matcher import (
     MATCHERS,
@@ -63,6 +64,7 @@ __all__ = [
     "RecipeSettings",
     "RecoverSettings",
     "Settings",
+    "StudySettings",
     "SyntheticSettings",
     "TrajectoryMatchingSettings",
     "TrajectorySettings",
@@ -91,6 +93,7 @@ class Settings:
     compare: CompareSettings
     coreset: CoresetSettings
     curve: CurveSettings
+    study: StudySettings
     measure: MeasureSettings
     checkpoint: CheckpointSettings
     log: LogSettings

@@ -4,11 +4,29 @@ import dataclasses
 from typing import Annotated
 
 from dasm_jax import nets
-from dasm_jax.checks import Count, Rate, Seed, Strategy, each, one_of, parsed_by, within
+from dasm_jax.checks import (
+    Count,
+    Rate,
+    Seed,
+    Strategy,
+    any_value,
+    each,
+    one_of,
+    parsed_by,
+    within,
+)
 from dasm_jax.schema.matcher import MATCHERS
 from dasm_jax.schema.recipe import RecipeSettings
 
-EXPERIMENTS = ("distill", "recover", "compare", "evaluate", "coreset", "curve")
+EXPERIMENTS = (
+    "distill",
+    "recover",
+    "compare",
+    "evaluate",
+    "coreset",
+    "curve",
+    "study",
+)
 SELECTIONS = (
     "random",
     "herding",
@@ -82,6 +100,20 @@ class CurveSettings:
     methods: Annotated[tuple[str, ...], each(one_of((*SELECTIONS, "idc", "dasm")))]
     ipcs: Annotated[tuple[int, ...], each(within(1))]
     seeds: Annotated[tuple[int, ...], each(within(0, 2**31 - 1))]
+    document: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StudySettings:
+    """Arms that are compared with one of them, and under what name."""
+
+    name: str
+    arms: Annotated[tuple[str, ...], each(any_value)]
+    baseline: str
+    ipcs: Annotated[tuple[int, ...], each(within(1))]
+    seeds: Annotated[tuple[int, ...], each(within(0, 2**31 - 1))]
+    prefixes: bool
+    rows: str
     document: str
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from dasm_jax import budget, matching
+from dasm_jax import budget, image_optimizer, matching
 from dasm_jax.checks import Count, Momentum, Rate, Strategy, one_of, within
 from dasm_jax.schema.recipe import RecipeSettings
 
@@ -15,6 +15,7 @@ class ImageSettings:
     """The image optimiser, and how its rate follows the images (``budget.py``)."""
 
     lr: Rate
+    schedule: Annotated[str, one_of(image_optimizer.SCHEDULES)]
     rule: Annotated[str, one_of(budget.RATE_RULES)]
     base_size: Count
     momentum: Momentum
@@ -37,6 +38,9 @@ class TrajectorySettings:
     data: Annotated[str, one_of(("all", "pool", "synthetic", "none"))]
     n_data: Count
     epochs: Annotated[int, within(0)]
+    bank: Annotated[int, within(0)]
+    bank_epochs: Count
+    perturb: Rate
     recipe: RecipeSettings
 
 
@@ -60,6 +64,7 @@ class BatchMethodSettings(MethodSettings):
     """A matcher that compares real and synthetic batches under the same networks."""
 
     real_batch: Count
+    batches: Annotated[str, one_of(("shuffled", "kmeans"))]
     trajectory: TrajectorySettings
 
     @property

@@ -17,11 +17,17 @@ class DataSettings:
     train_split: str
     test_split: str
     test_share: Share
+    validation: Share
     size: Annotated[int, within(0, 1024)]
     downsample: Count
     zca: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def tested_on(self) -> str:
+        """The split that accuracies are of, as tables name it."""
+        return "validation" if self.validation else "test"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,8 @@ class DasmSettings:
     score_steps: Count
     rescore_every: Annotated[int, within(0)]
     context: Annotated[str, one_of(("active", "cumulative"))]
+    polish: Share
+    polish_rate: Rate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,48 @@
+r"""What the tables of the study have in common; docs/study.md is their protocol.
+
+Each of them is one file beside this one, and takes the dataset after a colon:
+
+    python main.py --config=configs/study/controls.py:digits \
+        --workdir=runs/controls_digits
+"""
+
+from configs import cifar10, digits, fashion_mnist, fashion_mnist_small
+
+DATASETS = {
+    "digits": (digits, (10, 50)),  # about 115 images per class are left to select from
+    "fashion_mnist_small": (fashion_mnist_small, (10, 50, 100, 200)),
+    "fashion_mnist": (fashion_mnist, (10, 50, 100, 200)),
+    "cifar10": (cifar10, (10, 50, 100, 200)),
+}
+# Method's section 7, each beside Full.
+CONTROLS = (
+    "idc",  # one segment
+    "dasm",
+    "full_pool: dasm.pool=full",
+    "random_pool: dasm.pool=random",
+    "reverse: dasm.pool=reverse",
+    "static_filter",
+    "random",
+    "herding",
+)
+
+
+def table(name, dataset, arms, baseline):
+    """The config of a table on a dataset."""
+    if dataset not in DATASETS:
+        known = ", ".join(f"{name}.py:{each}" for each in DATASETS)
+        raise ValueError(f"a table of the study needs a dataset: {known}")
+    module, ipcs = DATASETS[dataset]
+    config = module.get_config()
+    config.experiment = "study"
+    config.data.validation = 0.2
+    config.measure.networks = 0  # what a set is like is another question
+    study = config.study
+    study.name, study.arms, study.baseline = name, arms, baseline
+    study.ipcs, study.seeds = ipcs, (0, 1, 2)
+    return config
+
+
+def image_rate(dataset):
+    """lr of the images of IDC on this dataset."""
+    return DATASETS[dataset][0].get_config().matcher.idc.image.lr

@@ -1,0 +1,15 @@
+r"""The controls without which no result counts, against IDC.
+
+    python main.py --config=configs/study/controls.py:digits \
+        --workdir=runs/controls_digits
+
+Datasets: digits, fashion_mnist_small, fashion_mnist, cifar10.
+"""
+
+from configs.study import base
+
+
+def get_config(dataset=""):
+    config = base.table("controls", dataset, base.CONTROLS, "idc")
+    config.study.prefixes = True
+    return config

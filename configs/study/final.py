@@ -1,0 +1,19 @@
+r"""The last table, on the test split, of the arms that the others have chosen.
+
+    python main.py --config=configs/study/final.py:digits \
+        --workdir=runs/final_digits
+
+Datasets: digits, fashion_mnist_small, fashion_mnist, cifar10. Run it once.
+"""
+
+from configs.study import base
+
+
+def get_config(dataset=""):
+    arms = ("random", "herding", "idc", "full_pool: dasm.pool=full", "dasm")
+    config = base.table("final", dataset, arms, "idc")
+    config.data.validation = 0.0
+    config.study.prefixes = True
+    config.study.seeds = (10, 11, 12, 13, 14)  # none that a choice was made with
+    config.evaluate.networks = 5
+    return config

@@ -1,0 +1,329 @@
+"""Cells of a table: sets that are made once, kept, and evaluated side by side.
+
+Every set, and every accuracy, is a file of its own under the workdir: a run that was
+interrupted goes on where it stopped, and one that asks for more makes only what is
+missing. What a file depends on is kept in it, so that none is taken for another.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dasm_jax import evaluate, records
+from dasm_jax.errors import CannotWrite, NonFiniteError, UserError
+from dasm_jax.evaluate import Accuracy, Evaluator
+from dasm_jax.experiments import sets
+from dasm_jax.experiments.common import accounted, check_fit, percent
+from dasm_jax.experiments.keeper import discard
+from dasm_jax.experiments.rollback import log_rollback
+from dasm_jax.files import read_json, read_record, write_json
+from dasm_jax.parameterization import Parameterization, make_parameterization
+from dasm_jax.problem import Problem, make_problem
+from dasm_jax.run_log import LogPosition, RunLog
+from dasm_jax.schedule import segment_sizes
+from dasm_jax.schema import Settings
+from dasm_jax.types import ArrayDataset, Dataset
+from dasm_jax.workdir import PhaseClock, claim_workdir, identity, provenance
+
+FULL = "full"
+
+# What the files of a set and of an accuracy must hold.
+COST = ("matching_flops", "seconds_making")
+AMOUNTS = (*COST, "mean", "std")
+ACCURACY = (*AMOUNTS, "networks", "commit", "date", "device")
+
+
+class Cell(NamedTuple):
+    """One set, evaluated."""
+
+    method: str
+    ipc: int  # 0 for the full set
+    seed: int
+    made_as: int  # ipc of the run that it is a prefix of, its own where it is whole
+
+    @property
+    def name(self) -> str:
+        """Of its files. A prefix of another run is another set."""
+        size = f"_ipc{self.ipc}" if self.ipc else ""
+        whole = f"of{self.made_as}" if self.made_as != self.ipc else ""
+        return f"{self.method}{size}{whole}_seed{self.seed}"
+
+
+class Source(NamedTuple):
+    """One synthesis or selection, and the cells that it gives."""
+
+    settings: Settings | None  # of its matcher; None where real images are taken
+    cells: tuple[Cell, ...]  # of one seed; the last is whole, the others its prefixes
+
+    @property
+    def whole(self) -> Cell:
+        """The cell that has all the images."""
+        return self.cells[-1]
+
+
+def full_source(seed: int) -> Source:
+    """All real images."""
+    return Source(None, (Cell(FULL, 0, seed, 0),))
+
+
+Result = dict[str, Any]  # of a cell: what its file holds, or a failure
+
+
+def fill(
+    settings: Settings,
+    workdir: Path,
+    dataset: Dataset,
+    sources: list[Source],
+    clock: PhaseClock,
+) -> dict[Cell, Result]:
+    """Make and evaluate what is missing, seed by seed.
+
+    Args:
+      settings: of the experiment; what is evaluated and selected is under these.
+      workdir: an open one, which they claim.
+      dataset: the real images.
+      sources: of all cells, one seed after another.
+      clock: told of the time it takes.
+
+    Raises:
+      UserError: what is there is of other images, or nothing can be written.
+    """
+    for name in ("cells", "sets"):
+        (workdir / name).mkdir(exist_ok=True)
+    claim_workdir(workdir, settings)
+    log = RunLog(
+        workdir, sum(len(source.cells) for source in sources), after=LogPosition()
+    )
+    results: dict[Cell, Result] = {}
+    with accounted(log, workdir, dataset.content_hash, clock):
+        for seed in dict.fromkeys(source.whole.seed for source in sources):
+            own = [source for source in sources if source.whole.seed == seed]
+            bench = _Bench(settings, dataset, seed, own, workdir, clock, log)
+            for source in own:
+                for cell in source.cells:
+                    results[cell] = bench.result(source, cell)
+                    log.advance(f"{cell.name}: {_text(results[cell])}", True)
+    return results
+
+
+def check_sources(settings: Settings, sources: list[Source], dataset: Dataset) -> None:
+    """Say what is wrong with a run before the first one begins.
+
+    Raises:
+      UserError: it is.
+    """
+    for made, whole in {(source.settings, source.whole.ipc) for source in sources}:
+        if whole:
+            real = made or sets.settings_for(settings, "random", whole, 0)
+            check_fit(real, dataset)
+
+
+def failures_of(results: dict[Cell, Result]) -> list[str]:
+    """A line for every cell that failed."""
+    return [
+        f"{cell.name}: {result['failure']}"
+        for cell, result in results.items()
+        if "failure" in result
+    ]
+
+
+def check_results(results: dict[Cell, Result], what: str) -> None:
+    """See that there is something to show.
+
+    Raises:
+      UserError: every cell failed; names ``what``.
+    """
+    if all("failure" in result for result in results.values()):
+        first = next(iter(results.values()))["failure"]
+        raise UserError(f"every cell of the {what} failed, the first one: {first}")
+
+
+class _Bench:
+    """Everything that the cells of one seed share, made when it is first needed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        seed: int,
+        sources: list[Source],
+        workdir: Path,
+        clock: PhaseClock,
+        log: RunLog,
+    ):
+        self._dataset, self._workdir = dataset, workdir
+        self._clock, self._log = clock, log
+        largest = max(1, *(source.whole.ipc for source in sources))
+        self._problem: Problem = make_problem(
+            sets.settings_for(settings, "random", largest, seed), dataset
+        )
+        # Images of the largest decoded set: one buffer, so one compiled trainer.
+        self._room = max(_decoded_images(source, dataset) for source in sources)
+        self._select: Callable[[str, int], list[sets.Part]] = sets.make_selection(
+            self._problem
+        )
+        self._evaluator: Evaluator | None = None
+
+    def result(self, source: Source, cell: Cell) -> Result:
+        """What is known of a cell: read, or made and kept, or why it failed.
+
+        Raises:
+          UserError: what is there is of other data, or nothing can be written.
+        """
+        path = self._workdir / "cells" / f"{cell.name}.json"
+        origin = self._origin(source)
+        kept = self._kept(path, ACCURACY, origin)
+        if kept is not None:
+            return kept
+        try:
+            full = cell.method == FULL
+            result = self._full() if full else self._of_set(source, cell, origin)
+        except CannotWrite:
+            raise
+        except (UserError, NonFiniteError) as error:
+            return {"failure": str(error)}
+        result |= origin
+        write_json(path, result)
+        self._log.metrics("cell", cell=cell.name, **result)
+        return result
+
+    def _origin(self, source: Source) -> dict[str, str]:
+        """What a file of the source depends on, beside its name."""
+        found = identity(source.settings or self._problem.settings)
+        found.pop("measure")  # looks on
+        if source.settings is None:
+            for name in ("ipc", "matcher", "dasm", "synthetic"):
+                found.pop(name)
+            found["coreset"] = dataclasses.asdict(self._problem.settings.coreset)
+        return {
+            "settings": digest(found),
+            "data_hash": self._dataset.content_hash,
+        }
+
+    def _kept(
+        self, path: Path, fields: tuple[str, ...], origin: dict[str, str]
+    ) -> dict[str, Any] | None:
+        """What a file holds; None where it has to be made, or made again."""
+        if not path.exists():
+            return None
+        content = read_record(path)
+        amounts = [content.get(name) for name in AMOUNTS if name in fields]
+        if content.get("std", 0) is None:  # of a single network
+            amounts.remove(None)
+        intact = {*fields, *origin} <= {*content}
+        if not (intact and all(map(records.is_amount, amounts))):
+            self._log.line(f"{path.name} is damaged; it is made again")
+            return None
+        if content["data_hash"] != origin["data_hash"]:
+            raise UserError(
+                f"{path} is of other images than config.data now names; use another "
+                "--workdir"
+            )
+        if content["settings"] != origin["settings"]:
+            self._log.line(f"{path.name} is of other settings; it is made again")
+            return None
+        return content
+
+    def _of_set(self, source: Source, cell: Cell, origin: dict[str, str]) -> Result:
+        path = self._facts(cell)
+        npz = path.with_suffix(".npz")
+        facts = self._kept(path, COST, origin)
+        decoded = None
+        if facts is not None:
+            decoded = sets.load_decoded(npz, self._problem, self._room)
+        if facts is None or decoded is None:
+            self._make(source, origin)
+            facts = read_json(path)
+            decoded = sets.load_decoded(npz, self._problem, self._room)
+        assert decoded is not None, f"{path} was just written"
+        data = evaluate.in_buffer(decoded, self._room)
+        return {**facts, **self._evaluated(*data)}
+
+    def _full(self) -> Result:
+        return {
+            **self._evaluated(*evaluate.full_set(self._problem)),
+            "matching_flops": 0.0,
+            "seconds_making": 0.0,
+        }
+
+    def _evaluated(self, data: ArrayDataset, table: Any) -> Result:
+        began = time.perf_counter()
+        with self._clock.phase("evaluate"):
+            if self._evaluator is None:
+                self._evaluator = evaluate.make_evaluator(self._problem)
+            accuracy: Accuracy = self._evaluator(data, table)
+        return {
+            "mean": accuracy.mean,
+            "std": accuracy.std,
+            "networks": list(accuracy.networks),
+            "seconds_evaluating": time.perf_counter() - began,
+            **provenance(),
+        }
+
+    def _facts(self, cell: Cell) -> Path:
+        """Written after the set of a cell: where it is, the set is whole."""
+        return self._workdir / "sets" / f"{cell.name}.json"
+
+    def _make(self, source: Source, origin: dict[str, str]) -> None:
+        """Make the sets of all cells of a source."""
+        # An unfinished run is gone on with by the same settings only.
+        name = f"{source.whole.name}_{origin['settings']}"
+        folder = self._workdir / "runs" / name
+        with self._clock.phase("make"):
+            if source.settings is None:
+                parts = self._select(source.whole.method, source.whole.ipc)
+            else:
+                parts, measured = sets.distil(
+                    source.settings,
+                    self._dataset,
+                    folder,
+                    self._log.line,
+                    partial(log_rollback, self._log, cell=source.whole.name),
+                )
+                for record in measured:
+                    self._log.metrics("measures", cell=source.whole.name, **record)
+        for cell in source.cells:
+            segments = sets.prefix(parts, cell.ipc)
+            facts = self._facts(cell)
+            npz = facts.with_suffix(".npz")
+            sets.save(npz, self._problem, segments, _formation(source, self._dataset))
+            spent = {
+                "matching_flops": sum(part.flops for part in segments),
+                "seconds_making": sum(part.seconds for part in segments),
+                **origin,
+            }
+            write_json(facts, spent)
+        discard(folder)
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """16 hexadecimal digits that differ where plain JSON does."""
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _formation(source: Source, dataset: Dataset) -> Parameterization:
+    """How the stored images are decoded; real ones are what they are."""
+    s, shape = source.settings, dataset.image_shape[:2]
+    if s is None:
+        return make_parameterization("single", 1, shape)
+    return make_parameterization(s.synthetic.formation, s.factor, shape)
+
+
+def _decoded_images(source: Source, dataset: Dataset) -> int:
+    s, ipc = source.settings, source.whole.ipc
+    formation = _formation(source, dataset)
+    sizes = segment_sizes(ipc, s.dasm.segments if s else 1)
+    per_class = sum(len(formation.tiles(n).sources) for n in sizes if n)
+    return per_class * dataset.n_classes
+
+
+def _text(result: Result) -> str:
+    if "failure" in result:
+        return result["failure"]
+    return f"{percent(result['mean'], result['std'])} %"

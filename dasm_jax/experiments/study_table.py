@@ -1,0 +1,280 @@
+"""Tables and figures of a study, made of its rows alone."""
+
+import statistics
+import textwrap
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dasm_jax.bootstrap import Difference, paired_bootstrap
+from dasm_jax.experiments.cells import FULL
+from dasm_jax.experiments.common import percent
+from dasm_jax.experiments.document import as_text
+from dasm_jax.experiments.study_rows import Row
+
+NOT_SEEN = "no difference seen"
+
+
+class Entry(NamedTuple):
+    """An arm at one size, over all seeds."""
+
+    arm: str
+    ipc: int  # 0 for the full set
+    made_as: int
+    networks: dict[int, list[float]]  # accuracies by seed, in order of the networks
+    ratio: float  # of matching FLOPs to the baseline's
+    flops: float
+    seconds: float  # mean over seeds
+
+    @property
+    def label(self) -> str:
+        """The name of its row."""
+        if self.arm == FULL:
+            return "Full"
+        whole = self.made_as == self.ipc
+        return self.arm if whole else f"{self.arm}, first {self.ipc} of {self.made_as}"
+
+    @property
+    def means(self) -> list[float]:
+        """Of every seed, over networks."""
+        return [statistics.mean(accuracies) for accuracies in self.networks.values()]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.mean(self.means)
+
+    @property
+    def std(self) -> float | None:
+        """Over seeds; of a single one over its networks."""
+        values = self.means
+        if len(values) == 1:
+            (values,) = self.networks.values()
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def entries_of(rows: list[Row]) -> list[Entry]:
+    """Rows of one arm and size put together, in order of appearance; none failed."""
+    groups: dict[tuple[str, int, int], list[Row]] = {}
+    for row in rows:
+        if not row.failure:
+            groups.setdefault(row.place, []).append(row)
+    entries = []
+    for place, group in groups.items():
+        networks: dict[int, dict[int, float]] = {}
+        seconds = {row.seed: row.seconds for row in group}
+        for row in group:
+            networks.setdefault(row.seed, {})[row.network] = row.accuracy
+        by_seed = {
+            seed: [found[number] for number in sorted(found)]
+            for seed, found in sorted(networks.items())
+        }
+        spent = statistics.mean(seconds.values())
+        entries.append(Entry(*place, by_seed, group[0].ratio, group[0].flops, spent))
+    return entries
+
+
+def difference(one: Entry, other: Entry) -> Difference | None:
+    """Of accuracies, over the seeds and networks both have; None where none are."""
+    seeds = [seed for seed in one.networks if seed in other.networks]
+    if not seeds:
+        return None
+    pairs = [(one.networks[seed], other.networks[seed]) for seed in seeds]
+    count = min(len(accuracies) for pair in pairs for accuracies in pair)
+    values = [np.subtract(a[:count], b[:count]) for a, b in pairs]
+    return paired_bootstrap(np.stack(values))
+
+
+def verdict(found: Difference | None) -> str:
+    """``+0.8 [0.3, 1.2]`` in points, or that no difference was seen."""
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return f"{100 * found.mean:+.1f} (one seed)"
+    if not found.seen:
+        return NOT_SEEN
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.mean:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+class Line(NamedTuple):
+    """An entry beside the baseline of its size."""
+
+    entry: Entry
+    against: Difference | None  # None of the baseline itself
+    text: str  # of the difference
+
+
+class Table(NamedTuple):
+    """One size, all arms."""
+
+    ipc: int
+    lines: list[Line]
+
+
+def tables_of(rows: list[Row], baseline: str) -> list[Table]:
+    """A table per size; the full set is in each."""
+    entries = entries_of(rows)
+    full = [entry for entry in entries if entry.arm == FULL]
+    bases = {e.ipc: e for e in entries if e.arm == baseline and e.made_as == e.ipc}
+    tables = []
+    for ipc in sorted({row.ipc for row in rows} - {0}):
+        lines = []
+        for entry in [e for e in entries if e.ipc == ipc] + full:
+            base = bases.get(ipc)
+            found = None if base in (None, entry) else difference(entry, base)
+            text = "baseline" if entry is base else verdict(found)
+            lines.append(Line(entry, found, text))
+        tables.append(Table(ipc, lines))
+    return tables
+
+
+def prefix_notes(rows: list[Row]) -> list[str]:
+    """Every prefix against the run made for its size."""
+    entries = entries_of(rows)
+    own = {(e.arm, e.ipc): e for e in entries if e.made_as == e.ipc}
+    notes = []
+    for entry in entries:
+        made = own.get((entry.arm, entry.ipc))
+        if made is not None and entry is not made:
+            text = verdict(difference(entry, made))
+            notes.append(f"{entry.label}, against {entry.arm} made for it: {text}")
+    return notes
+
+
+def _failures(rows: list[Row]) -> list[str]:
+    return [
+        f"{row.arm}, IPC {row.ipc}, seed {row.seed} failed: {row.failure}"
+        for row in rows
+        if row.failure
+    ]
+
+
+def _head(rows: list[Row], baseline: str) -> str:
+    def every(name: str) -> str:
+        found = {getattr(row, name) for row in rows if not row.failure}
+        return ", ".join(sorted(map(str, found)))
+
+    networks = max(row.network for row in rows)
+    split = rows[0].setup.rpartition("; ")[2].split(" ")[0]
+    return (
+        f"{rows[0].setup}. {split.capitalize()} accuracy in %, mean ± std over seeds "
+        f"({every('seed')}) of the mean over {networks} networks. Difference to "
+        f"{baseline} in points with its 95 % interval, paired by seed and network; "
+        f"'{NOT_SEEN}' where the interval holds zero. FLOPs: counted matching FLOPs "
+        f"over those of {baseline}. {every('date')}, {every('device')}, commit "
+        f"{every('commit')}."
+    )
+
+
+def _seeds(entry: Entry, rows: list[Row]) -> str:
+    """The number of seeds, where it is not that of the table."""
+    every = {row.seed for row in rows}
+    return "" if {*entry.networks} == every else f" ({len(entry.networks)})"
+
+
+def render_text(rows: list[Row], baseline: str) -> str:
+    """The tables for a terminal of 80 columns."""
+    lines = textwrap.wrap(_head(rows, baseline), 80)
+    tables = tables_of(rows, baseline)
+    labels = [line.entry.label for table in tables for line in table.lines]
+    width = max(map(len, labels), default=0)
+    for table in tables:
+        lines += ["", f"IPC {table.ipc}"]
+        for entry, _, text in table.lines:
+            accuracy = percent(entry.mean, entry.std) + _seeds(entry, rows)
+            lines.append(f"{entry.label:<{width}}  {accuracy:<15}  {text}".rstrip())
+    for note in [*prefix_notes(rows), *_failures(rows)]:
+        lines += ["", *textwrap.wrap(note, 80, subsequent_indent="  ")]
+    return "\n".join(lines)
+
+
+def render_markdown(rows: list[Row], baseline: str) -> str:
+    """The tables for a document, with what one must know to repeat them."""
+    lines = textwrap.wrap(as_text(_head(rows, baseline)), 80)
+    for table in tables_of(rows, baseline):
+        lines += [
+            "",
+            f"| IPC {table.ipc} | accuracy | against {as_text(baseline)} | FLOPs | "
+            "seconds |",
+            "|---|---|---|---|---|",
+        ]
+        for entry, _, text in table.lines:
+            accuracy = percent(entry.mean, entry.std) + _seeds(entry, rows)
+            ratio = f"{entry.ratio:.3f}" if entry.flops else ""
+            seconds = f"{entry.seconds:.0f}" if entry.arm != FULL else ""
+            cells = (as_text(entry.label), accuracy, text, ratio, seconds)
+            lines.append("| " + " | ".join(cells) + " |")
+    notes = [*prefix_notes(rows), *_failures(rows)]
+    changes = {row.arm: row.changes for row in rows if row.changes}
+    notes += [f"{arm}: {text}" for arm, text in changes.items()]
+    lines += [""] * bool(notes)
+    for note in notes:
+        lines += textwrap.wrap(f"- {as_text(note)}", 80, subsequent_indent="  ")
+    return "\n".join(lines) + "\n"
+
+
+def summary_of(rows: list[Row], baseline: str) -> dict[str, Any]:
+    """Everything that the tables round, as plain JSON."""
+    against = {
+        (line.entry.arm, table.ipc, line.entry.made_as): line.against
+        for table in tables_of(rows, baseline)
+        for line in table.lines
+    }
+    table = []
+    for entry in entries_of(rows):
+        found = against.get((entry.arm, entry.ipc, entry.made_as))
+        line = {
+            "set": entry.label,
+            "ipc": entry.ipc,
+            "mean": entry.mean,
+            "std": entry.std,
+            "seeds": entry.means,
+            "matching_flops": entry.flops,
+            "seconds_making": entry.seconds,
+        }
+        if found is not None:
+            line |= {"difference": found.mean, "low": found.low, "high": found.high}
+        table.append(line)
+    return {
+        "dataset": rows[0].setup.split(";")[0],
+        "setup": rows[0].setup,
+        "baseline": baseline,
+        "seeds": sorted({row.seed for row in rows}),
+        "evaluation_networks": max(row.network for row in rows),
+        "table": table,
+        "failures": _failures(rows),
+    }
+
+
+def curves_of(
+    rows: list[Row],
+) -> tuple[
+    dict[str, list[tuple[float, float, float | None]]],
+    tuple[float, float | None] | None,
+]:
+    """Lines of accuracy over IPC by arm, and Full; for ``plots.accuracy_curves``."""
+    series: dict[str, list[tuple[float, float, float | None]]] = {}
+    full = None
+    for entry in entries_of(rows):
+        if entry.arm == FULL:
+            full = entry.mean, entry.std
+        else:
+            whole = entry.made_as == entry.ipc
+            name = entry.arm if whole else f"{entry.arm}, prefixes"
+            series.setdefault(name, []).append((entry.ipc, entry.mean, entry.std))
+    return series, full
+
+
+def panels_of(
+    rows: list[Row], baseline: str
+) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
+    """Differences by size and arm; for ``plots.intervals``."""
+    return {
+        f"IPC {table.ipc}": {
+            line.entry.label: line.against[:3]
+            for line in table.lines
+            if line.against is not None and line.entry.arm != FULL
+        }
+        for table in tables_of(rows, baseline)
+    }
