@@ -160,7 +160,8 @@ def get_config() -> ConfigDict:
     measure.images = 500  # real images whose gradient norms are taken
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.resume = "auto"  # go on where a run stopped; must: or refuse; never
+    checkpoint.resume = "auto"  # go on where a run stopped; must: or refuse; never:
+    # remove what is there, a finished run as well, and begin anew
     checkpoint.minutes = 10.0  # between two, beside that at every segment's end; 0:
     # after every outer iteration
     checkpoint.keep = 2  # the newest ones

@@ -1,52 +1,37 @@
-"""Trees of arrays on disk, whole or not at all. Orbax stops at this module.
+"""Trees of arrays on disk, whole or not at all.
 
-An item is a folder: Orbax's ``tree/``, and ``metadata.json``, which is written last and
-makes the item valid. It holds the caller's metadata and the digests of the files in
-``tree/``, because Orbax reads an array with a flipped bit without a word.
+An item is a folder: ``tree/`` (``stored_tree``), and ``metadata.json``, which is
+written last and makes the item valid. It holds the caller's metadata, the digests of
+the files in ``tree/``, and the version of Orbax that wrote them.
 """
 
 import errno
-import hashlib
 import json
-import logging
-import math
 import os
 import re
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from dasm_jax.errors import CannotWrite, UserError
-from dasm_jax.files import cannot_write, write_atomically
+from dasm_jax import stored_tree
+from dasm_jax.errors import CannotWrite
+from dasm_jax.files import (
+    UNFINISHED,
+    cannot_write,
+    read_regular,
+    sync_folder,
+    write_atomically,
+)
+from dasm_jax.stored_tree import TREE, Damaged, Unreadable
 
-TREE = "tree"
 METADATA = "metadata.json"
-INSTEAD_OF = "instead_of"
 OVERHEAD = 2**14  # bytes that Orbax writes about an item, more or less
-
-_log = logging.getLogger(__name__)
-_quiet = threading.Lock()
-
-
-class Damaged(UserError):
-    """An item is there, and cannot be used."""
-
-
-class Item(NamedTuple):
-    """One of several, as it is found."""
-
-    tree: Any
-    metadata: dict[str, Any]
-    number: int
+MOST_METADATA = 2**26  # bytes
 
 
 def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
@@ -61,16 +46,15 @@ def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
         return  # the first of several processes writes
     path = folder.absolute() / name
     arrays = jax.tree.map(np.asarray, tree)
-    size = _bytes(arrays)
     try:
+        remove(path)
         path.mkdir(parents=True, exist_ok=True)
-        (path / METADATA).unlink(missing_ok=True)
-        _take_room(path, size)
-        with _quiet_checkpointer() as checkpointer:
-            checkpointer.save(path / TREE, ocp.args.PyTreeSave(arrays), force=True)
-        record = {"metadata": metadata, "files": _digests(path / TREE)}
+        _take_room(path, stored_tree.room(arrays))
+        files = stored_tree.write(path, arrays)
+        record = {"metadata": metadata, "files": files, "orbax": stored_tree.VERSION}
         text = json.dumps(record, indent=2) + "\n"
         write_atomically(path / METADATA, lambda file: file.write(text.encode()))
+        sync_folder(folder)
     except (OSError, ValueError) as error:  # TensorStore's write errors are ValueErrors
         shutil.rmtree(path, ignore_errors=True)
         if isinstance(error, CannotWrite):
@@ -83,23 +67,13 @@ def load(folder: Path, name: str, like: Any) -> Any:
 
     Raises:
       Damaged: the item is missing, damaged, or not like ``like``.
+      Unreadable: it may be whole, and cannot be read.
     """
     path = folder.absolute() / name
     record = _read_record(path)
-    if record is None or not record["files"].items() <= _digests(path / TREE).items():
-        raise _unusable(path)
-    expected = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    try:
-        with _quiet_checkpointer() as checkpointer:
-            if _bytes_stated(checkpointer, path / TREE) > _bytes(expected):
-                raise _unusable(path)  # Orbax allocates what the files state
-            tree = checkpointer.restore(path / TREE, ocp.args.PyTreeRestore(expected))
-    except (OSError, ValueError, KeyError) as error:
-        raise _unusable(path) from error
-    for ours, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(expected)):
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            raise _unusable(path)
-    return tree
+    if record is None:
+        raise Damaged(path)
+    return stored_tree.read(path, record.files, like, record.written_by)
 
 
 def read_metadata(folder: Path, name: str) -> dict[str, Any] | None:
@@ -107,129 +81,46 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any] | None:
 
     Raises:
       Damaged: the item's metadata are.
+      Unreadable: they cannot be read.
     """
     record = _read_record(folder.absolute() / name)
-    return None if record is None else record["metadata"]
+    return None if record is None else record.metadata
 
 
-class Checkpoints:
-    """The newest items of a folder, numbered, written in the background.
+def remove(path: Path) -> None:
+    """Remove an item, or as much of it as can be; of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    # First, so that what is left after a kill is no whole item.
+    (path / METADATA).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
-    Only whole ones count. What a process that was killed left of others is removed, so
-    a folder belongs to one process at a time.
+
+def remove_all(folder: Path) -> None:
+    """Remove a folder of items; where it is a link, the items that it leads to.
+
+    What cannot be removed stays.
     """
-
-    def __init__(self, folder: Path, keep: int):
-        self._folder, self._keep = folder.absolute(), keep
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[None] | None = None
-        self._next = 1 + max(self._numbers(), default=0)
-
-    def newest(
-        self, read: Callable[[dict[str, Any]], Any], most: int = 1
-    ) -> list[Item]:
-        """The newest items that are not damaged, the newest one first.
-
-        Those that a newer one stands for are none of them, and are removed. Damaged
-        ones are said in one line each.
-
-        Args:
-          read: gets the metadata of an item, and says what ``load`` needs to know.
-          most: how many are looked for.
-        """
-        found: list[Item] = []
-        damaged, replaced = [], set()
-        for number in sorted(self._numbers(), reverse=True):
-            if len(found) == most:
-                break
-            name = _name(number)
-            try:
-                metadata = read_metadata(self._folder, name)
-                if metadata is not None and number not in replaced:
-                    tree = load(self._folder, name, read(metadata))
-                    found.append(Item(tree, metadata, number))
-                    replaced |= {*metadata.get(INSTEAD_OF, ())}
-                    for path in damaged:
-                        _log.warning("%s is damaged; %s is used instead", path, name)
-                    damaged = []
-                    continue
-            except Damaged:
-                damaged.append(self._folder / name)
-            self._remove(number)
-        for path in damaged:
-            _log.warning("%s is damaged, and there is no whole one before it", path)
-        return found
-
-    def save(
-        self,
-        tree: Any,
-        metadata: dict[str, Any],
-        instead_of: Sequence[int] | None = None,
-    ) -> int:
-        """Begin to write an item, once the one before it is written.
-
-        Nothing may change the arrays any more.
-
-        Args:
-          tree: arrays.
-          metadata: plain JSON; ``INSTEAD_OF`` is added where that is given.
-          instead_of: numbers of older items, which are removed once it is whole.
-
-        Returns:
-          its number.
-
-        Raises:
-          UserError: the one before it could not be written.
-        """
-        self.wait()
-        number, self._next = self._next, self._next + 1
-        if instead_of is not None:
-            metadata = {**metadata, INSTEAD_OF: list(instead_of)}
-        self._pending = self._writer.submit(self._write, number, tree, metadata)
-        return number
-
-    def wait(self) -> None:
-        """Wait until everything is written.
-
-        Raises:
-          UserError: it could not be.
-        """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-    def close(self) -> None:
-        """Let go of the thread, once it is done.
-
-        For a caller that has met an error of its own: one of ours is only logged.
-        """
-        self._writer.shutdown()
-        try:
-            self.wait()
-        except UserError as error:
-            _log.warning("%s", error)
-
-    def _write(self, number: int, tree: Any, metadata: dict[str, Any]) -> None:
-        save(self._folder, _name(number), tree, metadata)
-        for old in metadata.get(INSTEAD_OF, ()):
-            self._remove(old)
-        for old in sorted(self._numbers())[: -self._keep]:
-            self._remove(old)
-
-    def _numbers(self) -> list[int]:
-        if not self._folder.is_dir():
-            return []
-        return [int(p.name) for p in self._folder.iterdir() if p.name.isdecimal()]
-
-    def _remove(self, number: int) -> None:
-        path = self._folder / _name(number)
-        # First, so that what is left after a kill is no whole item.
-        (path / METADATA).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _is_item(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _name(number: int) -> str:
-    return f"{number:06d}"
+def _is_item(path: Path) -> bool:
+    """Whether a folder holds what ``save`` writes, or a part of it, and no more."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    return all(
+        entry.name == METADATA
+        or entry.name.startswith(TREE)
+        or entry.name.endswith(UNFINISHED)
+        for entry in path.iterdir()
+    )
 
 
 def differences(
@@ -246,14 +137,30 @@ def differences(
     return names
 
 
-def _read_record(path: Path) -> dict[str, dict[str, Any]] | None:
+class _Record(NamedTuple):
+    """What ``metadata.json`` holds."""
+
+    metadata: dict[str, Any]
+    files: dict[str, str]
+    written_by: str  # the version of Orbax
+
+
+def _read_record(path: Path) -> _Record | None:
     try:
-        record = json.loads((path / METADATA).read_text())
-        return {key: dict(record[key]) for key in ("metadata", "files")}
-    except FileNotFoundError:
+        record = json.loads(read_regular(path / METADATA, MOST_METADATA))
+        read = _Record(
+            record["metadata"], record["files"], str(record.get("orbax", ""))
+        )
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _unusable(path) from error
+    except OSError as error:
+        raise Unreadable(path, error) from error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise Damaged(path) from error
+    whole = isinstance(read.metadata, dict) and isinstance(read.files, dict)
+    if not whole or not all(isinstance(text, str) for text in read.files.values()):
+        raise Damaged(path)
+    return read
 
 
 def _take_room(folder: Path, size: int) -> None:
@@ -276,63 +183,3 @@ def _as_os_error(error: Exception) -> OSError:
     if code := re.search(r"os_error_code='(\d+)'", text):
         return OSError(int(code[1]), os.strerror(int(code[1])))
     return OSError(None, text)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file in a folder, by its name relative to the folder."""
-    digests = {}
-    for path in filter(Path.is_file, folder.rglob("*")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        digests[path.relative_to(folder).as_posix()] = digest
-    return digests
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-def _bytes_stated(checkpointer: ocp.Checkpointer, folder: Path) -> int:
-    """Of arrays, or of the chunks that they are read in, if those are larger."""
-    metadata = checkpointer.metadata(folder).item_metadata
-    if metadata is None:
-        raise ValueError("nothing is stated")
-    stated = jax.tree.leaves(metadata.tree)
-    chunks = [leaf.storage and leaf.storage.chunk_shape for leaf in stated]
-    return max(
-        sum(
-            math.prod(shape or leaf.shape) * leaf.dtype.itemsize
-            for leaf, shape in zip(stated, shapes)
-        )
-        for shapes in (chunks, [None] * len(chunks))
-    )
-
-
-def _unusable(path: Path) -> Damaged:
-    return Damaged(
-        f"{path} is damaged or not what is expected; remove that folder to make it "
-        "again"
-    )
-
-
-@contextmanager
-def _quiet_checkpointer() -> Iterator[ocp.Checkpointer]:
-    """Orbax logs the errors that it raises, and more; each process is on its own."""
-    process = jax.process_index()
-    own = ocp.options.MultiprocessingOptions(
-        primary_host=process,
-        active_processes={process},
-        barrier_sync_key_prefix=f"process{process}",
-    )
-    logger = logging.getLogger("absl")
-    with _quiet:  # one thread at a time, or it would put back the level of another
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            with ocp.Checkpointer(
-                ocp.PyTreeCheckpointHandler(multiprocessing_options=own),
-                multiprocessing_options=own,
-            ) as checkpointer:
-                yield checkpointer
-        finally:
-            logger.setLevel(level)

@@ -5,6 +5,7 @@ Training Trajectories", CVPR 2022, section 3.1). Buffers lie in the memory of th
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -23,8 +24,11 @@ from dasm_jax.loops import Loop
 from dasm_jax.matching import Span
 from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable
+from dasm_jax.stored_tree import Damaged
 from dasm_jax.training import Recipe, TrainState
 from dasm_jax.types import ArrayDataset, Normalization, Params
+
+_log = logging.getLogger(__name__)
 
 STEP_BY_STEP = Loop(rolled=False, steps_per_call=1)
 
@@ -149,9 +153,11 @@ def expert_trajectories(
       NumPy arrays [experts, epochs + 1, …]. After an interruption they are the same as
       without it, bit for bit on one machine.
 
+    Damaged experts are trained again, which is said in one line each.
+
     Raises:
-      UserError: an expert diverges, the folder holds experts of another identity or
-        damaged ones, or it cannot be written.
+      UserError: an expert diverges, the folder holds experts of another identity, or it
+        cannot be read or written.
     """
     identity = json.loads(json.dumps({**identity, "epochs": plan.epochs}))
     stored = set() if folder is None else _find_stored(folder, segment, plan, identity)
@@ -161,10 +167,10 @@ def expert_trajectories(
         places = {_name(segment, expert): _one(buffer, expert) for expert in chunk}
         # Trained as a whole even where a part is stored: with other neighbours under
         # vmap an expert would differ in its last bits.
+        whole = False
         if folder is not None and stored.issuperset(chunk):
-            for name, place in places.items():
-                _fill(place, ..., checkpoint.load(folder, name, place))
-        else:
+            whole = _read(folder, places)
+        if not whole:
             trained = train(root, segment, chunk, data, table)
             _fill(buffer, np.s_[first : chunk.stop], trained)
             if folder is not None:
@@ -262,6 +268,21 @@ def _one(buffer: Params, expert: int) -> Params:
     return jax.tree.map(lambda leaf: leaf[expert], buffer)
 
 
+def _read(folder: Path, places: dict[str, Params]) -> bool:
+    """Fill arrays with stored experts; False where one of them is damaged."""
+    for name, place in places.items():
+        try:
+            _fill(place, ..., checkpoint.load(folder, name, place))
+        except Damaged:
+            _say_damaged(folder / name)
+            return False
+    return True
+
+
+def _say_damaged(path: Path) -> None:
+    _log.warning("%s is damaged; it is trained again", path)
+
+
 def _whose(segment: int) -> str:
     return f"segment {segment}" if segment else "the bank"
 
@@ -276,7 +297,11 @@ def _find_stored(
     """Experts that need no training; raises where they are not ours."""
     stored = set()
     for expert in range(plan.experts):
-        theirs = checkpoint.read_metadata(folder, _name(segment, expert))
+        try:
+            theirs = checkpoint.read_metadata(folder, _name(segment, expert))
+        except Damaged:
+            _say_damaged(folder / _name(segment, expert))
+            continue
         if theirs is None:
             continue
         if names := checkpoint.differences(identity, theirs):

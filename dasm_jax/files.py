@@ -5,9 +5,10 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,7 +34,7 @@ def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
 
 
 def write_atomically(path: Path, write) -> None:
-    """Let ``write(file)`` fill a file that appears whole or not at all.
+    """Let ``write(file)`` fill a file that appears whole or not at all, and for good.
 
     Raises:
       CannotWrite: permissions, a full disk.
@@ -50,16 +51,66 @@ def write_atomically(path: Path, write) -> None:
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with suppress(OSError):  # the first error is the one to be told
+                os.unlink(temporary)
             raise
+        sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what ``write_atomically`` left under a folder when it was killed."""
-    for path in folder.rglob(f".*{UNFINISHED}"):
+    """Remove what ``write_atomically`` left in a folder when it was killed.
+
+    Not in the folders inside, which may be of runs that are being written.
+    """
+    for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file outlast a power loss.
+
+    Raises:
+      OSError: it cannot be written, as only the disk may know.
+    """
+    _sync(path, os.O_RDONLY)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder outlast a power loss, where its file system can.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def read_regular(path: Path, most: int) -> str:
+    """Read a text file that is no link, no pipe, and not larger than ``most`` bytes.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is something else, or no UTF-8.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link")
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            raise ValueError(f"{path} is no file, or too large")
+        return file.read(most).decode()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -127,8 +178,19 @@ def open_to_append(path: Path, size: int | None = None) -> TextIO:
 
     Raises:
       OSError: it cannot be opened.
+      UserError: it is a link, and what it leads to would be cut.
     """
-    file = path.open("a", encoding="utf-8")
+    own = os.O_NOFOLLOW | os.O_NONBLOCK  # nor wait for whoever reads a pipe
+    try:
+        file = open(  # noqa: SIM115
+            path, "a", encoding="utf-8", opener=lambda p, flags: os.open(p, flags | own)
+        )
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link, and what it leads to is not changed; remove it"
+            ) from None
+        raise error
     file.truncate(path.read_bytes()[:size].rfind(b"\n") + 1)
     return file
 

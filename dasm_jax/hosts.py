@@ -24,6 +24,8 @@ from dasm_jax.errors import UserError
 from dasm_jax.schema import Settings, TrajectoryMatchingSettings
 
 CHUNK = 2**26  # bytes that are sent at once
+# Folders of a run that may lie on another disk; no other link is followed.
+MAY_BE_LINKS = ("checkpoints", "experts")
 TIMEOUT = 300  # s until all processes have to be there
 
 
@@ -197,9 +199,17 @@ def folder(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
 def _pack(workdir: Path) -> list[bytes]:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(workdir.resolve(), arcname=".")
+        archive.add(workdir.resolve(), arcname=".", filter=_no_link)
+        for name in MAY_BE_LINKS:
+            path = workdir / name
+            if path.is_symlink() and path.is_dir():
+                archive.add(path.resolve(), arcname=name, filter=_no_link)
     content = packed.getvalue()
     return [content[i : i + CHUNK] for i in range(0, len(content), CHUNK)]
+
+
+def _no_link(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return member if member.isreg() or member.isdir() else None
 
 
 def _send(chunks: list[bytes]) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dasm_jax import hosts
+from dasm_jax.checkpoint import remove_all
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import (
     compare,
@@ -13,6 +14,7 @@ from dasm_jax.experiments import (
     recover,
     study,
 )
+from dasm_jax.experiments.common import SUMMARY
 from dasm_jax.experiments.memory import memory_explained
 from dasm_jax.schema import Settings
 from dasm_jax.workdir import REPORT, open_workdir
@@ -26,6 +28,8 @@ EXPERIMENTS = {
     "evaluate": evaluate.run,
     "study": study.run,
 }
+# The others are tables, which grow cell by cell.
+BEGUN_ANEW = ("distill", "recover", "coreset")
 
 
 def run(settings: Settings, workdir: str) -> str:
@@ -46,6 +50,8 @@ def run(settings: Settings, workdir: str) -> str:
 
 def _run_in(folder: Path, settings: Settings, workdir: str) -> str:
     experiment = EXPERIMENTS[settings.experiment]
+    if settings.checkpoint.resume == "never" and settings.experiment in BEGUN_ANEW:
+        _remove_result(folder)
     with memory_explained(settings):
         text = experiment(settings, folder)
     if not _is_newer(folder / REPORT, folder / "summary.json"):
@@ -59,6 +65,19 @@ def _run_in(folder: Path, settings: Settings, workdir: str) -> str:
                 f"{error}"
             ) from None
     return text
+
+
+def _remove_result(folder: Path) -> None:
+    """Remove what makes a run a finished one, and what it would use again."""
+    try:
+        for name in (SUMMARY, REPORT, "synthetic.npz"):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"config.checkpoint.resume='never', and {folder / name} cannot be removed: "
+            f"{error.strerror}"
+        ) from None
+    remove_all(folder / "experts")
 
 
 def _is_newer(one: Path, other: Path) -> bool:

@@ -1,11 +1,12 @@
 """The logs of a run: metrics, text and a progress bar, and moments to go back to."""
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from dasm_jax.errors import UserError, printable
 from dasm_jax.files import cannot_write, open_to_append
+
+_log = logging.getLogger(__name__)
 
 
 class LogPosition(NamedTuple):
@@ -36,13 +39,23 @@ class RunLog:
                 for name in ("metrics.jsonl", "log.txt"):
                     (workdir / name).unlink(missing_ok=True)
             size = after and after.metrics_bytes
-            self._metrics = open_to_append(workdir / "metrics.jsonl", size)
-            self._text = open_to_append(workdir / "log.txt")
+            with ExitStack() as opened:  # both, or neither
+                self._metrics, self._text = (
+                    opened.enter_context(open_to_append(workdir / name, bytes_))
+                    for name, bytes_ in (("metrics.jsonl", size), ("log.txt", None))
+                )
+                opened.pop_all()
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
         self.facts: dict[str, Any] = {}  # that the manifest is to hold as well
         after = after or LogPosition()
         self._began = time.perf_counter() - after.seconds
+        left, expected = os.fstat(self._metrics.fileno()).st_size, after.metrics_bytes
+        if expected is not None and left < expected:
+            text = f"metrics.jsonl holds {left} bytes of the {expected} it had; the "
+            text += "lines that are missing are lost"
+            _log.warning("%s", text)
+            self.line(text)
         self._done, self._total = after.done, total
         self._bar = tqdm(
             total=total,
@@ -55,8 +68,16 @@ class RunLog:
 
     @property
     def position(self) -> LogPosition:
-        """Now."""
+        """Now; metrics up to here outlast a power loss.
+
+        Raises:
+          UserError: they cannot be written.
+        """
         seconds = time.perf_counter() - self._began
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise cannot_write(self._metrics.name, error) from None
         size = os.fstat(self._metrics.fileno()).st_size
         return LogPosition(self._done, seconds, size)
 

@@ -57,3 +57,12 @@ def noted() -> Iterator[Noted]:
         if not (ours_above and found.signal):
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def raise_again(found: Noted) -> None:
+    """Let a signal that came after the last look do what it does outside.
+
+    In a process that another one of ours started it is ignored: that one knows of it.
+    """
+    if found.signal is not None:
+        signal.raise_signal(found.signal)

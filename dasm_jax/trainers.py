@@ -16,6 +16,7 @@ from dasm_jax import mesh as meshes
 from dasm_jax import sampling
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
+from dasm_jax.memo import remembered
 from dasm_jax.mesh import Mesh
 from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable, SamplerState
@@ -136,6 +137,7 @@ def _copy(params: Params) -> Params:
     return jax.tree.map(jnp.copy, params)
 
 
+@remembered
 def make_trainer(
     network: Network,
     recipe: Recipe,
@@ -233,6 +235,7 @@ def unstack(params: Params, count: int) -> Iterator[Params]:
         yield jax.tree.map(lambda leaf, i=i: leaf[i], params)
 
 
+@remembered
 def make_predictor(
     apply_fn: ApplyFn,
     statistics: Normalization,

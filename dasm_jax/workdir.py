@@ -20,10 +20,14 @@ from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
 from dasm_jax.files import locked, read_record, remove_unfinished, write_json
+from dasm_jax.records import is_amount
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
 
 REPORT = "report.html"
+# Folders in which a run writes files of its own: not those of other runs, which a
+# workdir may hold as well.
+WRITTEN_IN = ("", "images", "cells", "sets", "checkpoints")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -51,7 +55,8 @@ def open_workdir(path: str, settings: Settings) -> Iterator[Path]:
                 "another folder"
             )
         _check_owner(workdir, path, settings)
-        remove_unfinished(workdir)
+        for name in WRITTEN_IN:
+            remove_unfinished(workdir / name)
         yield workdir
 
 
@@ -149,20 +154,52 @@ def _as_json(settings: Settings) -> dict[str, Any]:
 
 
 class PhaseClock:
-    """Wall seconds per phase of a run."""
+    """Wall seconds per phase of a run, and its memory, over all its processes."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._peaks: dict[str, int] = {}  # of earlier processes
+        self._running: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``."""
-        began = time.perf_counter()
+        self._running[name] = time.perf_counter()
         try:
             yield
         finally:
-            spent = time.perf_counter() - began
+            self.seconds = self._so_far()
+            del self._running[name]
+
+    def peaks(self) -> dict[str, int | None]:
+        """The highest bytes so far, named as by ``peak_memory``."""
+        peaks = peak_memory()
+        for name, earlier in self._peaks.items():
+            peaks[name] = max(peaks.get(name) or 0, earlier)
+        return peaks
+
+    def record(self) -> dict[str, Any]:
+        """What there is to know so far, as plain JSON."""
+        return {"wall_seconds": self._so_far(), "peak_memory_bytes": self.peaks()}
+
+    def go_on_from(self, record: dict[str, Any]) -> None:
+        """Add what an earlier process spent; what is no amount is left out."""
+        for name, spent in _amounts(record.get("wall_seconds")).items():
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        peaks = _amounts(record.get("peak_memory_bytes")).items()
+        self._peaks = {name: int(peak) for name, peak in peaks}
+
+    def _so_far(self) -> dict[str, float]:
+        now, spent = time.perf_counter(), dict(self.seconds)
+        for name, began in self._running.items():
+            spent[name] = spent.get(name, 0.0) + now - began
+        return spent
+
+
+def _amounts(values: Any) -> dict[str, float]:
+    if not isinstance(values, dict):
+        return {}
+    return {name: value for name, value in values.items() if is_amount(value)}
 
 
 def peak_memory() -> dict[str, int | None]:
@@ -186,8 +223,12 @@ def highest_peak(peaks: dict[str, int | None]) -> int:
     return max(of_devices, default=peaks["process"] or 0)
 
 
-def manifest(data_hash: str, phases: dict[str, float]) -> dict[str, Any]:
-    """Where the numbers of a run come from."""
+def manifest(
+    data_hash: str,
+    phases: dict[str, float],
+    peaks: dict[str, int | None] | None = None,
+) -> dict[str, Any]:
+    """Where the numbers of a run come from; ``peaks`` are this process's by default."""
     return {
         "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -201,7 +242,7 @@ def manifest(data_hash: str, phases: dict[str, float]) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "data_hash": data_hash,
         "wall_seconds": {name: round(s, 3) for name, s in phases.items()},
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_memory() if peaks is None else peaks,
     }
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import checkpoint
+from dasm_jax import checkpoint, stored_tree
 from dasm_jax.errors import UserError
+from dasm_jax.numbered import Checkpoints
 from dasm_jax.sampling import IndexTable
 
 
@@ -176,7 +177,7 @@ def test_tensorstore_errors_are_said_in_one_line(tmp_path, monkeypatch, caplog):
         logging.getLogger("absl").error("chatter")
         raise ValueError("OUT_OF_RANGE: Error writing\nmore") from OSError(errno.EIO)
 
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", fail)
+    monkeypatch.setattr(stored_tree.ocp.Checkpointer, "save", fail)
     with pytest.raises(UserError, match=r"cannot write .*item: OUT_OF_RANGE") as caught:
         saved(tmp_path)
     one_line(caught)
@@ -204,7 +205,7 @@ def test_differences_are_dotted_names():
 
 def numbered(folder, *values, keep=2):
     """Items that hold one number each."""
-    items = checkpoint.Checkpoints(folder, keep)
+    items = Checkpoints(folder, keep)
     for value in values:
         items.save([np.float32(value)], {"value": value})
     items.wait()
@@ -213,7 +214,7 @@ def numbered(folder, *values, keep=2):
 
 
 def newest(folder):
-    items = checkpoint.Checkpoints(folder, 2)
+    items = Checkpoints(folder, 2)
     found = items.newest(lambda metadata: [np.float32(0)])
     items.close()
     if not found:
@@ -259,14 +260,14 @@ def test_an_item_that_is_refused_is_left_alone(tmp_path):
         raise UserError(f"not {metadata['value']}")
 
     with pytest.raises(UserError, match="not 5"):
-        checkpoint.Checkpoints(tmp_path, 2).newest(refuse)
+        Checkpoints(tmp_path, 2).newest(refuse)
     assert newest(tmp_path) == ("000001", 5)
 
 
 def test_what_the_background_could_not_write_is_said(tmp_path, monkeypatch, caplog):
     usage = namedtuple("usage", "free")(0)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    items = checkpoint.Checkpoints(tmp_path, 2)
+    items = Checkpoints(tmp_path, 2)
     items.save([np.float32(1)], {})
     with pytest.raises(UserError, match="No space left"):
         items.save([np.float32(2)], {})
@@ -278,7 +279,7 @@ def test_what_the_background_could_not_write_is_said(tmp_path, monkeypatch, capl
 def test_what_is_larger_than_expected_is_never_read(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, "item", {"a": np.zeros(5)}, {})
     monkeypatch.setattr(
-        checkpoint.ocp.Checkpointer, "restore", lambda *a: pytest.fail("was read")
+        stored_tree.ocp.Checkpointer, "restore", lambda *a: pytest.fail("was read")
     )
     with pytest.raises(UserError, match="damaged or not what is expected"):
         checkpoint.load(tmp_path, "item", {"a": np.zeros(4)})

@@ -288,14 +288,19 @@ def test_stored_identity_is_what_the_caller_gave(tmp_path):
     assert stored == json.loads(json.dumps({**IDENTITY, "epochs": 2}))
 
 
-def test_damaged_experts_are_refused(tmp_path):
+@pytest.mark.parametrize("how", ["a file of the tree", "the metadata"])
+def test_damaged_experts_are_trained_again(tmp_path, caplog, how):
     trajectories(tmp_path, experts=3)
     item = tmp_path / "segment1_expert1"
-    max(item.rglob("?" * 32), key=lambda path: path.stat().st_size).write_bytes(b"")
-    with pytest.raises(UserError, match=r"segment1_expert1 is damaged .* remove that"):
-        trajectories(tmp_path, experts=3)
-    shutil.rmtree(item)
+    path = item / "metadata.json"
+    if how != "the metadata":
+        path = max(item.rglob("?" * 32), key=lambda path: path.stat().st_size)
+    path.write_bytes(b"")
     assert_same(trajectories(tmp_path, experts=3), trajectories(experts=3))
+    assert "segment1_expert1 is damaged; it is trained again" in caplog.text
+    caplog.clear()
+    trajectories(tmp_path, experts=3)
+    assert caplog.text == ""
 
 
 def numbered_buffer(n_experts=4, epochs=6):

@@ -1,10 +1,12 @@
 """Several processes: one set, written once, and nobody left waiting."""
 
+import io
 import os
 import re
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,28 @@ def test_two_processes_write_the_set_of_one_and_write_it_once(tmp_path):
     assert refused[1][0] != 0
     assert "differs in seed" in refused[0][2]
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_of_links_only_a_folder_of_the_run_is_sent(tmp_path):
+    workdir, other = tmp_path / "run", tmp_path / "other"
+    for folder in (workdir / "images", other / "000001"):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("content")
+    (workdir / "checkpoints").symlink_to(other)
+    (workdir / "secret").symlink_to("/etc/hostname")
+    (workdir / "datasets").symlink_to(other)
+    (workdir / "images" / "deeper").symlink_to(other)
+    (other / "loop").symlink_to(workdir)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(hosts._pack(workdir)))) as archive:
+        archive.extractall(tmp_path / "copy", filter="data")
+    copied = {p.relative_to(tmp_path / "copy") for p in (tmp_path / "copy").rglob("*")}
+    assert {path.as_posix() for path in copied} == {
+        "images",
+        "images/file",
+        "checkpoints",
+        "checkpoints/000001",
+        "checkpoints/000001/file",
+    }
 
 
 @pytest.mark.parametrize(

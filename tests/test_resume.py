@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -24,10 +25,11 @@ from dasm_jax import (
     run,
     signals,
     trainers,
+    workdir,
 )
 from dasm_jax.dasm import run_dasm
 from dasm_jax.errors import Interrupted, UserError
-from dasm_jax.experiments import common, keeper, sets
+from dasm_jax.experiments import common, keeper, kept, sets
 from dasm_jax.experiments import distill as experiment
 from dasm_jax.plan import plan_segments
 from dasm_jax.problem import make_problem
@@ -486,13 +488,49 @@ def test_a_signal_while_networks_score(tmp_path, monkeypatch):
 
 
 def test_the_second_signal_is_left_to_the_system(capfd):
-    with signals.noted() as found:
+    with suppress(KeyboardInterrupt), signals.noted() as found:
         assert found.signal is None
         os.kill(os.getpid(), signal.SIGINT)
         assert found.signal == signal.SIGINT
         for each in signals.SIGNALS:
             assert signal.getsignal(each) is signal.SIG_DFL
     assert capfd.readouterr().err.startswith("SIGINT: stopping at")
+
+
+def test_a_signal_that_nobody_looked_at_is_raised_again(tmp_path, monkeypatch):
+    wait = keeper.Checkpoints.wait
+
+    def asked_after_the_last_look(self):
+        wait(self)
+        if items(tmp_path) == ["000003", "000004"]:
+            agree = keeper.hosts.agree
+            monkeypatch.setattr(
+                keeper.hosts,
+                "agree",
+                lambda number: (
+                    agree(number) or os.kill(os.getpid(), signal.SIGINT) or 0
+                ),
+            )
+
+    monkeypatch.setattr(keeper.Checkpoints, "wait", asked_after_the_last_look)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path)
+
+
+def test_a_stop_before_anything_is_kept(tmp_path, monkeypatch):
+    whole = keeper.run_dasm
+
+    def asked_at_once(*arguments, on_network, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        on_network()
+        return whole(*arguments, on_network=on_network, **options)
+
+    monkeypatch.setattr(keeper, "run_dasm", asked_at_once)
+    with pytest.raises(Interrupted) as caught:
+        start(tmp_path)
+    assert str(caught.value) == (
+        "stopped by SIGTERM; the same command starts from the beginning"
+    )
 
 
 def test_a_stop_crosses_processes():
@@ -565,6 +603,153 @@ def test_logs_are_continued_at_whole_lines(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     RunLog(tmp_path, 3).close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_metrics_that_a_power_loss_took_are_said(tmp_path, caplog):
+    log = RunLog(tmp_path, 3)
+    log.metrics("a")
+    position = log.position
+    log.close()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\0" * position.metrics_bytes)
+    RunLog(tmp_path, 3, after=position).close()
+    said = f"metrics.jsonl holds 0 bytes of the {position.metrics_bytes} it had"
+    assert said in caplog.text
+    assert said in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+def test_logs_that_lead_elsewhere_are_left_alone(tmp_path, name):
+    (tmp_path / "precious").write_text("no whole line")
+    (tmp_path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=f"{name} is a link, and .* remove it"):
+        RunLog(tmp_path, 3, after=LogPosition())
+    assert (tmp_path / "precious").read_text() == "no whole line"
+
+
+def synced(monkeypatch):
+    """Names of what is synced from now on, in order."""
+    done, fsync = [], os.fsync
+
+    def noted(handle):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return done
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="no /proc")
+def test_what_is_written_outlasts_a_power_loss(tmp_path, monkeypatch):
+    done = synced(monkeypatch)
+    files.write_json(tmp_path / "a.json", {})
+    assert done[-1] == tmp_path.name
+    log = RunLog(tmp_path, 3)
+    log.metrics("a")
+    _ = log.position
+    assert done[-1] == "metrics.jsonl"
+    log.close()
+    done.clear()
+    checkpoint.save(tmp_path / "items", "item", [np.ones(3)], {})
+    names = {path.name for path in (tmp_path / "items" / "item" / "tree").rglob("*")}
+    metadata = next(i for i, name in enumerate(done) if name.startswith(".metadata"))
+    assert {*names, "tree"} <= {*done[:metadata]}
+    assert done[metadata + 1 :] == ["item", "items"]
+
+
+def test_the_first_error_of_a_file_is_told(tmp_path, monkeypatch):
+    def gone(path):
+        raise FileNotFoundError(2, "gone")
+
+    monkeypatch.setattr(files.os, "unlink", gone)
+    with pytest.raises(UserError, match=r"a\.json: the first"):
+        files.write_atomically(tmp_path / "a.json", fail)
+
+
+def fail(file):
+    raise OSError("the first")
+
+
+def test_files_of_a_run_inside_are_left_alone(tmp_path):
+    (tmp_path / "inner").mkdir()
+    being_written = tmp_path / "inner" / ".summary.json.x.unfinished"
+    being_written.touch()
+    with open_workdir(str(tmp_path), from_config(small_config())):
+        assert being_written.exists()
+
+
+# --- elsewhere ------------------------------------------------------------------------
+
+
+def test_never_follows_a_link_to_checkpoints(calm, tmp_path, monkeypatch):
+    killed(tmp_path / "run", 3)
+    folder = tmp_path / "run" / "checkpoints"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "remove_all", lambda folder: None)
+        with pytest.raises(UserError, match=r"resume='never', and .* cannot be"):
+            start(tmp_path / "run", checkpoint__resume="never")
+    done = stop_after(monkeypatch, 0, kill)
+    start(tmp_path / "run", checkpoint__resume="never")
+    assert len(done) == UNITS
+    assert outcome(tmp_path / "run") == outcome(calm)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_never_begins_a_finished_run_anew(calm, tmp_path, monkeypatch):
+    start(tmp_path)
+    (tmp_path / "experts" / "of_another_time").mkdir(parents=True)
+    (tmp_path / "mine.txt").touch()
+    done = stop_after(monkeypatch, 0, kill)
+    start(tmp_path, checkpoint__resume="never")
+    assert len(done) == UNITS
+    assert outcome(tmp_path) == outcome(calm)
+    assert not (tmp_path / "experts").exists()
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_time_and_memory_of_all_processes_are_counted(tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workdir, "peak_memory", lambda: {"process": 10**15, "gpu": None})
+        killed(tmp_path, 6)
+    path = tmp_path / "checkpoints" / "accounts.json"
+    spent = json.loads(path.read_text())
+    seconds = spent["wall_seconds"]
+    assert {*seconds} == {"data", "plan", "distill", "measure", "evaluate"}
+    assert all(0 < value < 600 for value in seconds.values())
+    more = {name: value + 1000 for name, value in seconds.items()}
+    path.write_text(json.dumps(spent | {"wall_seconds": more | {"distill": "x"}}))
+    start(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert 1000 < summary["seconds_evaluating"] < 1600
+    assert 1000 < manifest["wall_seconds"]["evaluate"] < 1600
+    assert 1000 <= manifest["wall_seconds"]["data"] < 1600
+    assert manifest["wall_seconds"]["distill"] < 600
+    assert manifest["peak_memory_bytes"]["process"] == 10**15
+    assert workdir.highest_peak(manifest["peak_memory_bytes"]) == 10**15
+
+
+def test_devices_that_are_used_are_counted():
+    assert kept.machine(small_problem())["devices"] == 1
+    assert kept.machine(small_problem(devices=2))["devices"] == 2
+
+
+def test_another_machine_is_said(calm, tmp_path, caplog):
+    killed(tmp_path, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        here = kept.machine(small_problem())
+        there = here | {"devices": 2, "jax": "0.0.1"}
+        patch.setattr(keeper.kept, "machine", lambda problem: there)
+        killed(tmp_path, 1)
+    said = f"begun on 1 × cpu (cpu, jax {here['jax']}, jaxlib {here['jaxlib']}), goes "
+    said += f"on with 2 × cpu (cpu, jax 0.0.1, jaxlib {here['jaxlib']}): the last bits"
+    assert said in caplog.text
+    assert said in (tmp_path / "log.txt").read_text()
+    caplog.clear()
+    killed(tmp_path / "same", 3)
+    start(tmp_path / "same")
+    assert "begun on" not in caplog.text
 
 
 # --- processes ------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def accounted(
 
     def write() -> None:
         log.close()
-        details = manifest(content_hash, clock.seconds) | log.facts
+        details = manifest(content_hash, clock.seconds, clock.peaks()) | log.facts
         write_json(workdir / "manifest.json", details)
 
     try:

@@ -51,10 +51,13 @@ def run(settings: Settings, workdir: Path) -> str:
         problem = load_problem(settings)
     with clock.phase("plan"):
         plans = plan_segments(problem)
-    keeper, units = Keeper(problem, plans, workdir), _units(settings, plans)
+    keeper = Keeper(problem, plans, workdir, clock)
+    units = _units(settings, plans)
     with keeper, recorded(problem, workdir, clock, units, keeper.after) as log:
         if keeper.after is not None:
             log.line(f"goes on from {keeper.where}")
+        if keeper.moved:
+            log.line(keeper.moved)
         with clock.phase("distill"):
             results = _distill(problem, keeper, workdir, log)
         with clock.phase("measure"):

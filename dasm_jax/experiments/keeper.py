@@ -1,39 +1,36 @@
 """Never lose work: checkpoints, where they are found again, rollbacks and signals."""
 
 import logging
-import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dasm_jax import __version__, hosts, signals
 from dasm_jax.budget import SegmentPlan
-from dasm_jax.checkpoint import (
-    INSTEAD_OF,
-    Checkpoints,
-    Damaged,
-    differences,
-    load,
-    read_metadata,
-    save,
-)
+from dasm_jax.checkpoint import differences, load, read_metadata, remove_all, save
 from dasm_jax.dasm import run_dasm
 from dasm_jax.device_memory import Need
 from dasm_jax.errors import Interrupted, NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy
+from dasm_jax.experiments import kept
+from dasm_jax.experiments.kept import Kept
 from dasm_jax.experiments.memory import check_fits, memory_explained
 from dasm_jax.experiments.rollback import Rollback
+from dasm_jax.files import cannot_write, read_record, write_json
+from dasm_jax.numbered import Checkpoints
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Progress, SegmentResult, Snapshot
 from dasm_jax.run_log import LogPosition
-from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
-from dasm_jax.workdir import identity
+from dasm_jax.stored_tree import Damaged
+from dasm_jax.workdir import PhaseClock, identity
 
 CHECKPOINTS = "checkpoints"
+ACCOUNTS = "accounts.json"  # of time and memory, so far
 MOST_HALVINGS = 10
 
 _log = logging.getLogger(__name__)
@@ -41,16 +38,9 @@ _log = logging.getLogger(__name__)
 
 def discard(folder: Path) -> None:
     """Remove the checkpoints of a run that is finished: nobody needs them any more."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-
-
-class Kept(NamedTuple):
-    """A checkpoint that the run can go back to."""
-
-    number: int  # of its item; 0: the start of the run, which is none
-    snapshot: Snapshot
-    log: LogPosition
-    tried: bool  # whether it was gone back to before
+    with suppress(OSError):
+        (folder / CHECKPOINTS / ACCOUNTS).unlink()
+    remove_all(folder / CHECKPOINTS)
 
 
 class Keeper:
@@ -59,8 +49,16 @@ class Keeper:
     A context: leaving it ends the writing in the background.
     """
 
-    def __init__(self, problem: Problem, plans: list[SegmentPlan], folder: Path):
+    def __init__(
+        self,
+        problem: Problem,
+        plans: list[SegmentPlan],
+        folder: Path,
+        clock: PhaseClock | None = None,
+    ):
         """Find the newest checkpoint under ``folder``, where the settings want it.
+
+        ``clock`` goes on from where it stood when something was kept.
 
         Raises:
           UserError: it is of another config, version or dataset, or there has to be
@@ -73,23 +71,27 @@ class Keeper:
             "config": identity(problem.settings),
             "version": __version__,
             "data_hash": problem.dataset.content_hash,
+            "format": kept.FORMAT,
         }
+        self._machine = kept.machine(problem)
         if c.resume == "never":
             discard(folder)
-        self._items = Checkpoints(self._folder, c.keep)
+        self._items = Checkpoints(self._folder, c.keep, careful=c.resume == "must")
+        if c.resume == "never" and self._items.any():
+            raise UserError(
+                f"config.checkpoint.resume='never', and {self._folder} cannot be "
+                "removed; remove it, or use another --workdir"
+            )
         # Held in memory, for a run of several processes has its files in one of them.
         self._most = c.keep if problem.settings.on_nonfinite == "rollback" else 1
-        self._kept = [  # the oldest one first
-            Kept(
-                number,
-                from_arrays(problem, plans, arrays, metadata["layout"]),
-                LogPosition(**metadata["log"]),
-                tried=INSTEAD_OF in metadata,
-            )
-            for arrays, metadata, number in self._items.newest(
-                self._expected, self._most
-            )[::-1]
-        ]
+        found = self._items.newest(self._expected, self._restored, self._most)
+        self._kept = [*map(kept.as_kept, found[::-1])]  # the oldest one first
+        # Whether the last bits will differ, in words; "" where they will not.
+        self.moved = ""
+        if found:
+            self.moved = kept.moved(found[0].metadata["machine"], self._machine)
+        if self.moved and hosts.is_first():
+            _log.warning("%s", self.moved)
         # Where the logs are continued.
         self.after = self._kept[-1].log if self._kept else None
         if not self._kept and c.resume == "must":
@@ -97,6 +99,9 @@ class Keeper:
                 f"config.checkpoint.resume='must', and {self._folder} holds no whole "
                 "checkpoint; use 'auto' to start from the beginning"
             )
+        self._clock = clock
+        if clock is not None and (self._folder / ACCOUNTS).is_file():
+            clock.go_on_from(read_record(self._folder / ACCOUNTS))
         self._saved = time.monotonic()
         self._unsaved: Callable[[], Snapshot] | None = None
 
@@ -163,10 +168,10 @@ class Keeper:
                 keep(self._unsaved())
             self._items.wait()
             name = signal.Signals(asked).name
-            raise Interrupted(
-                asked,
-                f"stopped by {name}; the same command goes on from {self.where}",
-            )
+            how = f"goes on from {self.where}"
+            if not self._kept[-1].number:
+                how = "starts from the beginning"
+            raise Interrupted(asked, f"stopped by {name}; the same command {how}")
 
         def check_need(need: Need) -> None:
             if not needs or sum(need[:2]) > sum(needs[-1][:2]):
@@ -217,6 +222,7 @@ class Keeper:
                     self._keep(snapshot, position(), undone)
             self._items.wait()
             stop_if_asked()
+        signals.raise_again(found)
         return results
 
     def _back_from(self, error: NonFiniteError) -> tuple[Rollback, list[int]]:
@@ -248,16 +254,12 @@ class Keeper:
         self, snapshot: Snapshot, log: LogPosition, instead_of: list[int] | None = None
     ) -> None:
         """Begin to write a checkpoint, from which the run can go on."""
-        arrays, layout = to_arrays(snapshot)
-        metadata = {
-            "identity": self._identity,
-            "layout": layout,
-            "log": log._asdict(),
-        }
+        arrays, metadata = kept.to_store(snapshot, log, self._identity, self._machine)
+        self._account()
         number = self._items.save(arrays, metadata, instead_of)
-        kept = Kept(number, snapshot, log, tried=instead_of is not None)
-        before = [kept for kept in self._kept if kept.number]
-        self._kept = [*before, kept][-self._most :]
+        newest = Kept(number, snapshot, log, tried=instead_of is not None)
+        before = [each for each in self._kept if each.number]
+        self._kept = [*before, newest][-self._most :]
         self._saved, self._unsaved = time.monotonic(), None
 
     def once(self, name: str, like: Any, make: Callable[[], Any]) -> Any:
@@ -279,7 +281,18 @@ class Keeper:
         tree = make()
         if tree is not None:
             save(self._folder, name, tree, self._identity)
+            self._account()
         return tree
+
+    def _account(self) -> None:
+        """Write what was spent on what is kept."""
+        if self._clock is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
+        write_json(self._folder / ACCOUNTS, self._clock.record())
 
     def accuracy(self, name: str, evaluate: Callable[[], Accuracy]) -> Accuracy:
         """Evaluate once, by the settings' number of networks, with one look."""
@@ -304,14 +317,21 @@ class Keeper:
         return f"the end of {self._plans[len(finished) - 1].name}"
 
     def _expected(self, metadata: dict[str, Any]) -> list[Any]:
-        names = differences(self._identity, metadata["identity"])
-        if names:
+        theirs = metadata.get("identity")
+        if not isinstance(theirs, dict):
+            raise Damaged(self._folder)
+        if names := differences(self._identity, theirs):
             raise UserError(
                 f"{self._folder} holds checkpoints of another run; they differ in "
                 f"{', '.join(names)}; use another --workdir, or start anew with "
                 "config.checkpoint.resume='never'"
             )
-        return arrays_like(metadata["layout"])
+        return kept.expected(metadata, self._folder)
+
+    def _restored(
+        self, arrays: list[np.ndarray], metadata: dict[str, Any]
+    ) -> kept.Found:
+        return kept.restored(self._problem, self._plans, arrays, metadata, self._folder)
 
 
 def _copied(snapshot: Snapshot) -> Snapshot:

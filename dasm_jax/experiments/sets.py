@@ -129,6 +129,8 @@ def distil(
     """
     problem = make_problem(settings, dataset)
     with Keeper(problem, plan_segments(problem), folder) as keeper:
+        if keeper.moved:
+            say(keeper.moved)
         results = keeper.distil(
             experts_folder=folder,
             on_rollback=on_rollback,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
+from dasm_jax.memo import remembered
 from dasm_jax.nets.classic import MLP, VGG11, AlexNet, LeNet
 from dasm_jax.nets.convnet import ConvNet
 from dasm_jax.nets.densenet import DenseNet
@@ -137,6 +138,7 @@ def parse_architecture(
     return architecture
 
 
+@remembered  # so that programs for it are found again
 def make_network(
     architecture: Architecture, image_shape: tuple[int, int, int], n_classes: int
 ) -> Network:

@@ -1,0 +1,215 @@
+"""What a checkpoint of a run holds, and whether a file that says so can be one."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dasm_jax.budget import SegmentPlan
+from dasm_jax.errors import printable
+from dasm_jax.numbered import INSTEAD_OF, Item
+from dasm_jax.pools import Pool
+from dasm_jax.problem import Problem
+from dasm_jax.progress import Snapshot
+from dasm_jax.records import LARGEST_AMOUNT
+from dasm_jax.run_log import LogPosition
+from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
+from dasm_jax.stored_tree import Damaged
+
+FORMAT = 2  # of what is stored; a checkpoint of another one is refused
+MOST_AXES = 32
+
+# What a file that is not ours makes of reading it.
+_NOT_OURS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+class Kept(NamedTuple):
+    """A checkpoint that the run can go back to."""
+
+    number: int  # of its item; 0: the start of the run, which is none
+    snapshot: Snapshot
+    log: LogPosition
+    tried: bool  # whether it was gone back to before
+
+
+class Found(NamedTuple):
+    """The content of an item."""
+
+    snapshot: Snapshot
+    log: LogPosition
+
+
+def machine(problem: Problem) -> dict[str, Any]:
+    """What the last bits of a result follow, beside the settings."""
+    mesh, device = problem.loop.mesh, jax.devices()[0]
+    return {
+        "devices": 1 if mesh is None else mesh.devices.size,
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "jax": importlib.metadata.version("jax"),
+        "jaxlib": importlib.metadata.version("jaxlib"),
+    }
+
+
+def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What there is to say of a run that goes on elsewhere; "" where it does not."""
+    if before == now:
+        return ""
+    ours, theirs = (
+        f"{of.get('devices')} × {of.get('platform')} ({of.get('kind')}, jax "
+        f"{of.get('jax')}, jaxlib {of.get('jaxlib')})"
+        for of in (now, before)
+    )
+    return printable(
+        f"begun on {theirs}, goes on with {ours}: the last bits will differ"
+    )
+
+
+def to_store(
+    snapshot: Snapshot,
+    log: LogPosition,
+    identity: dict[str, Any],
+    where: dict[str, Any],
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Arrays and metadata of a checkpoint; ``where`` is the ``machine``."""
+    arrays, layout = to_arrays(snapshot)
+    metadata = {
+        "identity": identity,
+        "machine": where,
+        "layout": layout,
+        "log": log._asdict(),
+    }
+    return arrays, metadata
+
+
+def expected(metadata: dict[str, Any], path: Path) -> list[jax.ShapeDtypeStruct]:
+    """The arrays that belong to metadata, which may come from anyone.
+
+    Raises:
+      Damaged: they are not what ``to_store`` gives.
+    """
+    log, layout = metadata.get("log"), metadata.get("layout")
+    if not (
+        isinstance(metadata.get("identity"), dict)
+        and isinstance(metadata.get("machine"), dict)
+        and isinstance(log, dict)
+        and isinstance(layout, dict)
+        and _is_position(log)
+        and _is_layout(layout)
+    ):
+        raise Damaged(path)
+    return arrays_like(layout)
+
+
+def restored(
+    problem: Problem,
+    plans: list[SegmentPlan],
+    arrays: list[np.ndarray],
+    metadata: dict[str, Any],
+    path: Path,
+) -> Found:
+    """The content of a checkpoint whose metadata were found as ``expected``.
+
+    Raises:
+      Damaged: the arrays are not those of such a run.
+    """
+    try:
+        snapshot = from_arrays(problem, plans, arrays, metadata["layout"])
+        _check_snapshot(problem, plans, snapshot)
+    except _NOT_OURS as error:
+        raise Damaged(path) from error
+    return Found(snapshot, LogPosition(**metadata["log"]))
+
+
+def as_kept(item: Item) -> Kept:
+    """An item with ``Found`` in it."""
+    return Kept(item.number, *item.content, tried=INSTEAD_OF in item.metadata)
+
+
+def _is_position(log: dict[str, Any]) -> bool:
+    return (
+        {*log} == {*LogPosition._fields}
+        and _is_count(log["done"])
+        and type(log["seconds"]) in (int, float)
+        and 0 <= log["seconds"] < LARGEST_AMOUNT
+        and (log["metrics_bytes"] is None or _is_count(log["metrics_bytes"]))
+    )
+
+
+def _is_layout(layout: dict[str, Any]) -> bool:
+    arrays, scored = layout.get("arrays"), layout.get("scored")
+    active = layout.get("active", 0)
+    return (
+        isinstance(arrays, list)
+        and all(map(_is_array, arrays))
+        and isinstance(scored, list)
+        and len(scored) <= len(arrays)
+        and all(type(each) is bool for each in scored)
+        and (active is None or _is_active(active, len(arrays)))
+    )
+
+
+def _is_array(text: Any) -> bool:
+    """Whether it is a dtype of numbers, and a shape."""
+    match text:
+        case [str(dtype), list(shape)]:
+            return (
+                re.fullmatch("[<|](b1|[iu][1248]|f[248])", dtype) is not None
+                and len(shape) <= MOST_AXES
+                and all(map(_is_count, shape))
+            )
+    return False
+
+
+def _is_active(active: Any, most: int) -> bool:
+    return (
+        isinstance(active, dict)
+        and all(type(active.get(name)) is bool for name in ("scored", "clusters"))
+        and all(
+            _is_count(active.get(name)) and active[name] <= most
+            for name in ("networks", "state")
+        )
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_AMOUNT
+
+
+def _check_snapshot(
+    problem: Problem, plans: list[SegmentPlan], snapshot: Snapshot
+) -> None:
+    """Refuse what a run of this problem never holds, with a ValueError."""
+    finished, active, halvings = snapshot
+    done = len(finished) + (active is not None)
+    _require(done <= len(plans) and halvings >= 0)
+    n_classes, shape = problem.dataset.n_classes, problem.dataset.image_shape
+    for plan, result in zip(plans, finished):
+        _require(result.pixels.shape == (n_classes, plan.size, *shape))
+        _check_pool(problem, result.pool)
+    if active is not None:
+        plan = plans[len(finished)]
+        _require(0 <= active.outer <= plan.outer_iterations and active.pool_round >= 0)
+        _check_pool(problem, active.pool)
+
+
+def _check_pool(problem: Problem, pool: Pool) -> None:
+    count = len(problem.dataset.train.labels)
+    _require(len(pool.members) == problem.dataset.n_classes)
+    for members in pool.members:
+        _require(members.ndim == 1 and np.issubdtype(members.dtype, np.integer))
+        _require(((members >= 0) & (members < count)).all())
+    if pool.difficulty is not None:
+        _require(all(values.shape == (count,) for values in pool.difficulty))
+    params = jax.eval_shape(problem.network.init, jax.random.key(0))
+    for network in pool.networks:
+        pairs = zip(jax.tree.leaves(network), jax.tree.leaves(params), strict=True)
+        _require(all(ours.shape == like.shape for ours, like in pairs))
+
+
+def _require(true: bool | np.bool) -> None:
+    if not true:
+        raise ValueError("not of this run")
