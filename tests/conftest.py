@@ -38,18 +38,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # Whole files go to one worker each, and the longest must not be the last.
 LONGEST = (
     "test_mesh",
-    "test_compare",
     "test_resume",
-    "test_hosts",
-    "test_trajectory",
-    "test_properties",
-    "test_idc",
     "test_dasm",
+    "test_study",
     "test_methods",
-    "test_convolution",
-    "test_image_configs",
+    "test_polish",
+    "test_networks",
+    "test_measures",
     "test_curve",
-    "test_features",
+    "test_run",
+    "test_compare",
+    "test_hosts",
+    "test_benchmarks",
 )
 
 

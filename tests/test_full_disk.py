@@ -119,6 +119,7 @@ def test_a_table_ends_where_nothing_can_be_written(tmp_path, monkeypatch):
         compare.run_cell("distill", from_config(small_config()), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(tmp_path):
     calm_run = Run(tmp_path / "calm", COMPILED, FEWER)
     calm_run.finish()

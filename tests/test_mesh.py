@@ -83,7 +83,13 @@ def test_rolled_loops_on_devices_that_talk(devices):
 
 
 @pytest.mark.parametrize(
-    ("name", "talks"), [("dm", False), ("mtt", False), ("cafe", True), ("dsa", True)]
+    ("name", "talks"),
+    [
+        pytest.param("dm", False, marks=pytest.mark.slow),
+        ("mtt", False),
+        pytest.param("cafe", True, marks=pytest.mark.slow),
+        ("dsa", True),
+    ],
 )
 def test_every_kind_of_objective(name, talks):
     one = {"matcher__name": name, "dasm__segments": 1}  # no networks that score

@@ -148,7 +148,7 @@ def test_a_rate_of_zero_leaves_every_bit():
     [
         {"dasm__context": "cumulative"},
         {"matcher__idc__trajectory__start": "segments", "dasm__rescore_every": 1},
-        {"matcher__name": "dsa"},
+        pytest.param({"matcher__name": "dsa"}, marks=pytest.mark.slow),
     ],
     ids=["cumulative", "segments", "dsa"],
 )

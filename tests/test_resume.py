@@ -119,7 +119,7 @@ def assert_same(ours, theirs):
             "matcher__idc__trajectory__data": "pool",
         },
         {"dasm__context": "cumulative"},
-        {"matcher__name": "dsa"},
+        pytest.param({"matcher__name": "dsa"}, marks=pytest.mark.slow),
         {"matcher__name": "dm", "dasm__scored_by": "real", "dasm__pool": "disjoint"},
         {"matcher__name": "mtt"},
         {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
