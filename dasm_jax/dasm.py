@@ -20,6 +20,7 @@ from dasm_jax.device_memory import Need, estimate
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.image_optimizer import make_decay, make_image_optimizer
 from dasm_jax.keys import Use, key_for
+from dasm_jax.memo import Shelf
 from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.pools import MakePool, Pool, make_pool_maker
 from dasm_jax.problem import Problem
@@ -101,6 +102,10 @@ class Programs(NamedTuple):
     start_outer: jax.stages.Compiled  # (state, given) -> state
 
 
+# The runs of a table, or of one set after another, find those of each other.
+PROGRAMS: Shelf[Programs] = Shelf()
+
+
 class Shared(NamedTuple):
     """What all segments of a run have in common."""
 
@@ -110,7 +115,7 @@ class Shared(NamedTuple):
     supplier: Supplier
     on_outer: Callable[[Progress], None]
     on_need: Callable[[Need], None]
-    programs: dict[SegmentPlan, Programs]  # of plans that differ in the number only
+    estimated: set[SegmentPlan]  # plans whose memory was asked for, but for the number
 
 
 def run_dasm(
@@ -155,7 +160,7 @@ def run_dasm(
         make_supplier(problem, root, experts_folder, on_expert),
         on_outer,
         on_need,
-        programs={},
+        estimated=set(),
     )
     for plan in (plans or plan_segments(problem))[len(results) :]:
         result = match_segment(shared, plan.slowed(halvings), results, active)
@@ -174,7 +179,7 @@ def match_segment(
     """Start one segment from its pool, match, clamp.
 
     Args:
-      shared: by all segments; gets the programs of a plan that is new.
+      shared: by all segments.
       plan: of this segment.
       results: the segments before it.
       active: where it stood, if it was begun before.
@@ -182,7 +187,7 @@ def match_segment(
     Raises:
       NonFiniteError: see ``run_dasm``.
     """
-    problem, root, make_pool, supplier, on_outer, on_need, programs = shared
+    problem, root, make_pool, supplier, on_outer, on_need, estimated = shared
     s = problem.settings
     place = partial(mesh.place, problem.loop.mesh)
     key = place(root)
@@ -208,7 +213,8 @@ def match_segment(
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
     alike = plan._replace(segment=0)
-    if alike not in programs:
+
+    def compiled() -> Programs:
         step = distill.make_step(
             problem.method.objective(context, problem.loop),
             learner,
@@ -216,14 +222,20 @@ def match_segment(
             problem.method.real_batch,
         )
         begin = partial(distill.start_outer, learner=learner, optimizers=optimizers)
-        programs[alike] = Programs(
+        return Programs(
             distill.compile_update(step, plan.network_steps, loop, (key, state, data)),
             mesh.jit(loop.mesh, begin).lower(state, given).compile(),
         )
-        compiled = [*programs[alike].update.programs.values(), programs[alike][1]]
-        if (need := estimate((state, data), compiled, loop.mesh)) is not None:
+
+    fixed = (problem.method.objective, s.matcher.active, problem.loop, context, alike)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (state, data, given))
+    depends = (*fixed, *jax.tree.leaves(shapes), jax.tree.structure(shapes))
+    update, start_outer = PROGRAMS.find(depends, compiled)
+    if alike not in estimated:
+        estimated.add(alike)
+        programs = [*update.programs.values(), start_outer]
+        if (need := estimate((state, data), programs, loop.mesh)) is not None:
             on_need(need)
-    update, start_outer = programs[alike]
     seconds = seconds._replace(
         compiling=seconds.compiling + time.perf_counter() - began,
         experts=seconds.experts + supply.seconds,

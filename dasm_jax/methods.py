@@ -16,6 +16,7 @@ from dasm_jax import learners, matching, objectives
 from dasm_jax.augment import parse_strategy
 from dasm_jax.learners import Learner
 from dasm_jax.loops import Loop
+from dasm_jax.memo import remembered
 from dasm_jax.nets import Network
 from dasm_jax.objectives import MatchOptions, Objective
 from dasm_jax.parameterization import Parameterization
@@ -126,7 +127,12 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 def make_method(settings: Settings, around: Surroundings) -> Method:
     """The method that ``config.matcher.name`` names."""
-    return METHODS[settings.matcher.name](settings.matcher.active, around)
+    return _make_method(settings.matcher.name, settings.matcher.active, around)
+
+
+@remembered
+def _make_method(name: str, s: MethodSettings, around: Surroundings) -> Method:
+    return METHODS[name](s, around)
 
 
 def _options(s: MethodSettings) -> MatchOptions:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dasm_jax.memo import remembered
+
 PADDING_VALUE = 0.5
 FORMATIONS = ("single", "multi", "bound")
 BOUND = 128  # images of a class that 'bound' makes at most of fewer stored ones
@@ -82,6 +84,7 @@ def decoded_count(kind: str, factor: int, stored: int, *, bound: int = BOUND) ->
     return sum(f**2 * len(index) for f, index in enumerate(members, 1))
 
 
+@remembered
 def make_parameterization(
     kind: str, factor: int, size: tuple[int, int], *, bound: int = BOUND
 ) -> Parameterization:

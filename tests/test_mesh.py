@@ -88,7 +88,7 @@ def test_rolled_loops_on_devices_that_talk(devices):
         pytest.param("dm", False, marks=pytest.mark.slow),
         ("mtt", False),
         pytest.param("cafe", True, marks=pytest.mark.slow),
-        ("dsa", True),
+        pytest.param("dsa", True, marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_of_objective(name, talks):

@@ -1,7 +1,6 @@
 """A run that stopped goes on, and ends with the bits it would have had anyway."""
 
 import dataclasses
-import functools
 import json
 import os
 import pickle
@@ -17,14 +16,12 @@ import pytest
 
 from dasm_jax import (
     checkpoint,
-    dasm,
     evaluate,
     files,
     measures,
     report,
     run,
     signals,
-    trainers,
     workdir,
 )
 from dasm_jax.dasm import run_dasm
@@ -44,7 +41,7 @@ from tests.torture import ROOT, Run, torture
 # --- the loop -------------------------------------------------------------------------
 
 
-PROBLEMS, PROGRAMS = {}, {}
+PROBLEMS = {}
 
 
 def problem_of(settings):
@@ -61,22 +58,9 @@ def problem_of(settings):
     return PROBLEMS[plain]._replace(settings=settings, dataset=dataset)
 
 
-def with_programs(problem, *rest, programs):
-    known = PROGRAMS.setdefault((problem.network, problem.settings.matcher), {})
-    return SHARED(problem, *rest, programs=known)
-
-
-SHARED = dasm.Shared
-TRAINER = functools.cache(trainers.make_trainer)
-PREDICTOR = functools.cache(trainers.make_predictor)
-
-
 @pytest.fixture(autouse=True)
 def _compiled_once(monkeypatch):
     """Runs share their programs, or most of the time would be compiling."""
-    monkeypatch.setattr(trainers, "make_trainer", TRAINER)
-    monkeypatch.setattr(trainers, "make_predictor", PREDICTOR)
-    monkeypatch.setattr(dasm, "Shared", with_programs)
     monkeypatch.setattr(experiment, "load_problem", problem_of)
     monkeypatch.setattr(
         sets, "make_problem", lambda settings, data: problem_of(settings)
@@ -767,6 +751,7 @@ FEWER = (
 COMPILED = ROOT / ".cache" / "kills"
 
 
+@pytest.mark.slow
 def test_two_kills_change_no_byte(tmp_path):
     said = []
     assert torture(tmp_path, COMPILED, 2, 1, FEWER, said.append), "\n".join(said)
