@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+import pytest
 
 from configs import default
 from dasm_jax.dasm import run_dasm
@@ -67,6 +68,12 @@ def small_config(**changes):
         {key.replace("__", "."): value for key, value in changes.items()}
     )
     return config
+
+
+def slow_but(values, *quick):
+    """Parameters of a test of which all but ``quick`` are left to `make test-all`."""
+    marks = pytest.mark.slow
+    return [v if v in quick else pytest.param(v, marks=marks) for v in values]
 
 
 @cache

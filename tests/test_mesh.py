@@ -73,7 +73,10 @@ def test_the_pixels_have_moved():
     assert np.abs(made(1) - still).max() > 100 * ROUNDING
 
 
-@pytest.mark.parametrize("devices", [2, FOUR, 8])
+TWO = pytest.param(2, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("devices", [TWO, FOUR, 8])
 def test_rolled_loops_on_devices_that_talk(devices):
     of_both = {"rolled": True, "talks": True, "dasm__segments": 1}
     rolled = make_set(devices, **of_both)

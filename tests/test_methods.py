@@ -26,7 +26,7 @@ from dasm_jax.segment import Variables
 from dasm_jax.supply import make_supplier
 from dasm_jax.types import Normalization
 from dasm_jax.whitening import fit_whitening
-from tests.small import small_problem, small_results
+from tests.small import slow_but, small_problem, small_results
 
 ROOT = jax.random.key(0)
 OUTER, INNER, IPC = 2, 3, 2
@@ -272,7 +272,7 @@ def test_one_segment_of_trajectory_matching_is_the_public_loop():
 # --- under DASM -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MATCHERS)
+@pytest.mark.parametrize("name", slow_but(MATCHERS, "idc", "dm", "mtt"))
 def test_every_matcher_makes_segments_and_repeats_itself(name):
     first, again = small_results(matcher__name=name), run(matcher__name=name)
     start = start_of(small_problem(matcher__name=name)).reshape(2, IPC, 8, 8, 1)
@@ -286,7 +286,7 @@ def test_every_matcher_makes_segments_and_repeats_itself(name):
     assert len(first[1].pool.members[0]) < 40  # a window, not everything
 
 
-@pytest.mark.parametrize("name", MATCHERS)
+@pytest.mark.parametrize("name", slow_but(MATCHERS, "dm", "mtt"))
 def test_scan_on_accelerators_gives_the_same_numbers(name):
     problem = small_problem(matcher__name=name)
     rolled = problem._replace(loop=Loop(rolled=True, steps_per_call=2))
@@ -295,7 +295,7 @@ def test_scan_on_accelerators_gives_the_same_numbers(name):
         np.testing.assert_allclose(ours.pixels, theirs.pixels, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MATCHERS)
+@pytest.mark.parametrize("name", slow_but(MATCHERS, "dm", "cafe"))
 def test_finished_segments_stand_beside_the_active_one(name):
     """Frozen and active images give what the same images give as one segment."""
     problem = small_problem(matcher__name=name, **{f"matcher__{name}__augment": "none"})

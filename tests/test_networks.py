@@ -426,10 +426,10 @@ def check_pixel_gradients(name, metric):
     ("name", "metric"),
     [
         ("resnet_ap10", "l1"),
-        ("resnet_ap10", "cos"),
-        ("resnet10", "l1"),
-        ("vgg11", "l1"),
-        ("densenet", "l1"),
+        pytest.param("resnet_ap10", "cos", marks=pytest.mark.slow),
+        pytest.param("resnet10", "l1", marks=pytest.mark.slow),
+        pytest.param("vgg11", "l1", marks=pytest.mark.slow),
+        pytest.param("densenet", "l1", marks=pytest.mark.slow),
     ],
 )
 def test_gradients_of_pixels_are_finite(name, metric):

@@ -102,11 +102,14 @@ def assert_same(ours, theirs):
             "matcher__idc__trajectory__start": "segments",
             "matcher__idc__trajectory__data": "pool",
         },
-        {"dasm__context": "cumulative"},
+        pytest.param({"dasm__context": "cumulative"}, marks=pytest.mark.slow),
         pytest.param({"matcher__name": "dsa"}, marks=pytest.mark.slow),
         {"matcher__name": "dm", "dasm__scored_by": "real", "dasm__pool": "disjoint"},
         {"matcher__name": "mtt"},
-        {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
+        pytest.param(
+            {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
+            marks=pytest.mark.slow,
+        ),
         {
             "matcher__name": "dm",
             "matcher__dm__batches": "kmeans",
@@ -771,6 +774,7 @@ def test_exit_codes_of_signals(tmp_path):
     assert second.startswith("stopped by SIGTERM; the same command goes on from seg")
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_table(tmp_path):
     table = (
         "--config.experiment=compare",
