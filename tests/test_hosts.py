@@ -105,7 +105,12 @@ def test_two_processes_write_the_set_of_one_and_write_it_once(tmp_path):
     left = [p.name for p in cache.iterdir() if p.name.startswith("tmp")]
     assert left == []
 
-    # What is finished is shown again, and what belongs to another run refused, by both.
+
+@pytest.mark.slow
+def test_two_processes_show_what_is_finished_and_refuse_another_run(tmp_path):
+    cache, workdir = tmp_path / "cache", tmp_path / "two"
+    cache.mkdir()
+    assert [code for code, _, _ in run_two(workdir, cache)] == [0, 0]
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
     link = tmp_path / "link"
     link.symlink_to(workdir)
