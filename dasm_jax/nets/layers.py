@@ -126,8 +126,8 @@ NORMS: dict[str, Callable[[bool, str | None], Callable[[Any], Any]]] = {
 def average_pool(x: jax.Array, size: int = 2) -> jax.Array:
     """Means of size×size blocks; what does not fill a block is dropped.
 
-    By reshape: XLA runs it, and its derivatives, several times faster than
-    reduce-window.
+    By reshape: every derivative is as plain. Windows are as fast on a CPU
+    (docs/performance.md).
     """
     return _blocks(x, size).mean(axis=(2, 4))
 
