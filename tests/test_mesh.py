@@ -19,7 +19,7 @@ from dasm_jax.recipes import recipe_from
 from dasm_jax.settings import from_config
 from dasm_jax.types import ArrayDataset
 from dasm_jax.workdir import claim_workdir, open_workdir
-from tests.small import small_config, small_dataset
+from tests.small import slow_but, small_config, small_dataset
 
 # Sums over a batch are taken in another order: a few float32 roundings (6e-8 of values
 # around 1) per step, of which there are four per segment. Seen are 3e-7; a wrong class,
@@ -59,10 +59,7 @@ made = cache(make_set)
 # --- the set --------------------------------------------------------------------------
 
 
-FOUR = pytest.param(4, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("devices", [2, FOUR, 8])
+@pytest.mark.parametrize("devices", [2, 4, 8])
 def test_any_number_of_devices_makes_the_same_set(devices):
     np.testing.assert_allclose(made(devices), made(1), atol=ROUNDING, rtol=0)
     np.testing.assert_array_equal(make_set(devices), made(devices))
@@ -73,10 +70,7 @@ def test_the_pixels_have_moved():
     assert np.abs(made(1) - still).max() > 100 * ROUNDING
 
 
-TWO = pytest.param(2, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("devices", [TWO, FOUR, 8])
+@pytest.mark.parametrize("devices", slow_but([2, 4, 8], 8))
 def test_rolled_loops_on_devices_that_talk(devices):
     of_both = {"rolled": True, "talks": True, "dasm__segments": 1}
     rolled = make_set(devices, **of_both)
