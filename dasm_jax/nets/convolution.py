@@ -48,8 +48,7 @@ _G = np.array(
         [1 / 24, 1 / 12, 1 / 6],
         [1 / 24, -1 / 12, 1 / 6],
         [0, 0, 1],
-    ],
-    np.float32,
+    ]
 )
 _A = np.array(
     [
@@ -144,7 +143,7 @@ def winograd(
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
-    """Rows of small whole numbers times arrays, without the terms that are zero."""
+    """Rows of numbers times arrays, without the terms that are zero."""
     combined = []
     for row in matrix:
         terms = [x if c == 1 else float(c) * x for c, x in zip(row, parts) if c]
@@ -177,9 +176,9 @@ def _transform_inputs(x: Array, rows: int, columns: int) -> Float[Array, "36 N C
 
 def _transform_kernel(kernel: Array) -> Float[Array, "36 C D"]:
     """G k Gᵀ."""
-    g = jnp.asarray(_G)
-    both = jnp.einsum("ia,abcd,jb->ijcd", g, kernel, g, precision="highest")
-    return both.reshape(len(_G) ** 2, *kernel.shape[2:])
+    x = jnp.stack(_combine(_G, list(kernel)))
+    x = jnp.stack(_combine(_G, [x[:, i] for i in range(len(kernel))]), axis=1)
+    return x.reshape(len(_G) ** 2, *kernel.shape[2:])
 
 
 def _transform_products(
