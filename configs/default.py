@@ -76,6 +76,9 @@ def get_config() -> ConfigDict:
     dasm.networks = 2  # N networks that score
     dasm.score_steps = 2000  # SGD steps of each, under the evaluation recipe
     dasm.rescore_every = 0  # outer iterations; 0: once per segment
+    dasm.target = (
+        "pool"  # what is matched; class: all of it, the pool is where segments start
+    )
     dasm.context = "active"  # synthetic batch: active segment, or cumulative
     dasm.polish = (
         0.0  # share of the FLOPs for all segments together at the end, if K > 1

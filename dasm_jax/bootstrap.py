@@ -1,9 +1,10 @@
-"""How far a difference between two methods can be trusted: a paired bootstrap."""
+"""How far a difference between two methods can be trusted, over a few seeds."""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import stdtrit
 
 from dasm_jax.keys import Use, key_for
 
@@ -19,11 +20,12 @@ class Difference(NamedTuple):
     low: float | None  # ends of the interval; None where there is a single seed
     high: float | None
     seeds: int
+    margin: float = 0.0  # half of the width of Student's interval of the seeds' means
 
     @property
     def seen(self) -> bool:
-        """Whether there is an interval, and it leaves out zero."""
-        if self.low is None or self.high is None:
+        """Whether there is an interval, and it and Student's both leave out zero."""
+        if self.low is None or self.high is None or abs(self.mean) <= self.margin:
             return False
         return self.low > TINY or self.high < -TINY
 
@@ -36,6 +38,9 @@ def paired_bootstrap(differences: np.ndarray, *, draws: int = DRAWS) -> Differen
     97.5th percentile of the means. Networks of a seed share its synthetic set, so they
     count as one observation that is known to some precision, never as many. The draws
     are fixed: equal differences give equal intervals.
+
+    With a few seeds it is too narrow, hardly more than their range; so a difference
+    counts as seen only where Student's interval of the seeds' means agrees.
 
     Args:
       differences: f[S, N], method minus baseline, of seed s and evaluation network n,
@@ -56,4 +61,6 @@ def paired_bootstrap(differences: np.ndarray, *, draws: int = DRAWS) -> Differen
     )
     means = differences[np.asarray(drawn)[..., None], np.asarray(within)].mean((1, 2))
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Difference(mean, low, high, seeds)
+    error = differences.mean(axis=1).std(ddof=1) / seeds**0.5
+    margin = float(stdtrit(seeds - 1, (1 + LEVEL) / 2) * error)
+    return Difference(mean, low, high, seeds, margin)

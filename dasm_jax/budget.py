@@ -86,8 +86,10 @@ def steps_of_segment(
 def image_rate(rule: str, rate: float, size: int, side: int, base_size: int) -> float:
     """Learning rate of the images of a segment.
 
-    ``'idc'``: rate · (ipc_k / 10) · (side / base_size)²; ``'inputs'``: as it stands,
-    for steps that are taken on the inputs of the networks.
+    ``'idc'``: rate · (size / 10) · (side / base_size)², as the gradient in an image is
+    a share of that of the mean over ``size`` images: ipc_k, or all those of the
+    segments that share the synthetic batch. ``'inputs'``: as it stands, for steps that
+    are taken on the inputs of the networks.
     """
     if rule == "inputs":
         return rate

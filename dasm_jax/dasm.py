@@ -11,46 +11,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import distill, divergence, initial, mesh, polish, sampling, training
+from dasm_jax import distill, divergence, mesh, polish, sampling, training
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.device_memory import Need, estimate
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.image_optimizer import make_decay, make_image_optimizer
-from dasm_jax.keys import Use, key_for
 from dasm_jax.memo import Shelf
 from dasm_jax.plan import context_of, plan_segments
-from dasm_jax.pools import MakePool, Pool, make_pool_maker
+from dasm_jax.pools import MakePool, Pool, make_pool_maker, matched_members
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Active, Progress, Seconds, SegmentResult, Snapshot
 from dasm_jax.schema import BatchMethodSettings
 from dasm_jax.segment import SegmentData, SegmentState, Variables
+from dasm_jax.starts import start_pixels
 from dasm_jax.supply import Supplier, make_supplier
 from dasm_jax.types import SyntheticSet
-
-
-def _start_pixels(
-    problem: Problem,
-    root: jax.Array,
-    plan: SegmentPlan,
-    pool: Pool,
-    finished: list[np.ndarray],
-) -> jax.Array:
-    if plan.covers:
-        return jnp.asarray(np.concatenate(finished, axis=1))
-    init = initial.INITS[problem.settings.synthetic.init]
-    pixels = [
-        init(
-            key_for(root, Use.IMAGE_INIT, plan.segment, label),
-            problem.dataset.train.images[members],
-            plan.size,
-            problem.settings.factor,
-        )
-        for label, members in enumerate(pool.members)
-    ]
-    return jnp.clip(jnp.stack(pixels), 0.0, 1.0)
 
 
 def _segment_data(
@@ -67,10 +44,11 @@ def _segment_data(
     network_data = [np.arange(len(labels))]
     if _network_data(problem) == "pool":
         network_data = [np.sort(np.concatenate(pool.members))]
-    table, clusters = sampling.make_table(pool.members, widest), None
+    matched = matched_members(problem, pool.members)
+    table, clusters = sampling.make_table(matched, widest), None
     if pool.clusters is not None:
         table, clusters = sampling.make_clusters(
-            pool.members, pool.clusters, problem.method.real_batch, widest
+            matched, pool.clusters, problem.method.real_batch, widest
         )
     shape = problem.dataset.image_shape
     room = s.ipc if context_of(problem, plan) is not None else 0
@@ -208,11 +186,11 @@ def match_segment(
     if leaves:
         state = _put_back(problem, plan, leaves, partial(start, given=given))
     else:
-        pixels = _start_pixels(problem, root, plan, pool, finished)
+        pixels = start_pixels(problem, root, plan, pool, finished)
         state = place(start(Variables(pixels, problem.method.learned), given))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
-    alike = plan._replace(segment=0)
+    alike = _compiled_alike(problem, plan)
 
     def compiled() -> Programs:
         step = distill.make_step(
@@ -276,6 +254,14 @@ def match_segment(
     pixels = now.clip(0.0, 1.0)
     pool = pool._replace(networks=[], clusters=None)  # of no use any more
     return SegmentResult(plan, pixels, learned, pool, seconds, jax.device_get(seen))
+
+
+def _compiled_alike(problem: Problem, plan: SegmentPlan) -> SegmentPlan:
+    """A plan without what its programs do not depend on."""
+    alike = plan._replace(segment=0, halvings=0, flops_per_step=0.0)
+    if problem.settings.matcher.active.image.schedule == "constant":
+        return alike._replace(outer_iterations=0)
+    return alike
 
 
 def _as_shown(optimizers: distill.Optimizers, state: SegmentState) -> np.ndarray:

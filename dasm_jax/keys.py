@@ -34,6 +34,7 @@ class Use(enum.IntEnum):
     REAL_CLUSTERS = 17
     REAL_MEMBERS = 18
     BANK = 19
+    IMAGE_SHARE = 20
 
 
 def key_for(

@@ -59,23 +59,30 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
     steps = m.loop.niter * inner_steps(problem, s.ipc)
     polish = s.dasm.polish if is_polished(problem) else 0.0
     side = max(problem.dataset.image_shape[:2])
-    plans, run_flops = [], 0.0
+    plans, run_flops, owed = [], 0.0, 0.0
     for k, size in enumerate(sizes, start=1):
         inner = inner_steps(problem, size)
         share = budget.steps_of_segment(
             s.dasm.budget, steps, len(sizes), costs.whole, costs.of_size[size]
         )
         run_flops += share * costs.of_size[size]
+        # Outer iterations are whole: what one segment gets too little, the next one
+        # gets too much.
+        owed += (1 - polish) * share * costs.of_size[size]
+        outer_iterations = max(1, round(owed / (inner * costs.of_size[size])))
+        owed -= outer_iterations * inner * costs.of_size[size]
         context = None if context_of(problem) is None else sizes[:k]
+        # Beside finished segments the mean loss is over all their images.
+        together = sum(context or (size,))
         plans.append(
             SegmentPlan(
                 segment=k,
                 size=size,
-                outer_iterations=max(1, round((1 - polish) * share / inner)),
+                outer_iterations=outer_iterations,
                 inner=inner,
                 network_steps=network_steps(problem, size, context),
                 learning_rate=budget.image_rate(
-                    m.image.rule, m.image.lr, size, side, m.image.base_size
+                    m.image.rule, m.image.lr, together, side, m.image.base_size
                 ),
                 flops_per_step=costs.of_size[size],
             )
@@ -87,7 +94,7 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
     last = SegmentPlan(
         segment=len(sizes) + 1,
         size=s.ipc,
-        outer_iterations=max(1, round(polish * run_flops / cost / inner)),
+        outer_iterations=max(1, round((owed + polish * run_flops) / (cost * inner))),
         inner=inner,
         network_steps=network_steps(problem, s.ipc, sizes),
         learning_rate=s.dasm.polish_rate * rate,

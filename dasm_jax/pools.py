@@ -210,6 +210,12 @@ def _difficulty_of(
     return ClassDifficulty(*(field[indices] for field in difficulty))
 
 
+def matched_members(problem: Problem, members: list[np.ndarray]) -> list[np.ndarray]:
+    """What a segment whose pool has these members is matched against, per class."""
+    whole = problem.settings.dasm.target == "class"
+    return problem.class_indices if whole else members
+
+
 def decile_shares(problem: Problem, pool: Pool) -> np.ndarray | None:
     """Share of each difficulty decile, inside the classes, that the pool holds.
 

@@ -97,10 +97,12 @@ RISES = {"linear": linear_low, "cosine": cosine_low}
 SCHEDULES = (*RISES, "coverage")
 
 
-def _quantiles(scores: np.ndarray) -> np.ndarray:
-    ranks = np.empty(len(scores))
-    ranks[np.argsort(scores, kind="stable")] = np.arange(len(scores))
-    return (ranks + 0.5) / len(scores)
+def _quantiles(difficulty: ClassDifficulty, context: PoolContext) -> np.ndarray:
+    """Ranks in (0, 1); equal scores, as counts give many, are ranked by chance."""
+    count = len(difficulty.scores)
+    ranks = np.empty(count)
+    ranks[np.lexsort((context.draws, difficulty.scores))] = np.arange(count)
+    return (ranks + 0.5) / count
 
 
 def _outside(quantiles: np.ndarray, window: Window) -> np.ndarray:
@@ -123,12 +125,12 @@ def _within(quantiles: np.ndarray, window: Window) -> Ranking:
 
 def window_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
     """The rank window [low_k, high]."""
-    return _within(_quantiles(difficulty.scores), context.window)
+    return _within(_quantiles(difficulty, context), context.window)
 
 
 def reverse_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
     """The same window counted from the hardest down: hard to easy."""
-    return _within(1 - _quantiles(difficulty.scores), context.window)
+    return _within(1 - _quantiles(difficulty, context), context.window)
 
 
 def random_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
@@ -146,7 +148,7 @@ def weighted_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
 
 def disjoint_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
     """The k-th of K equal parts of the difficulty range; no image is in two."""
-    quantiles = _quantiles(difficulty.scores)
+    quantiles = _quantiles(difficulty, context)
     inside = np.floor(quantiles * context.segments) == context.segment - 1
     centre = (context.segment - 0.5) / context.segments
     return np.where(inside, 0.0, np.abs(quantiles - centre)), int(inside.sum())
@@ -154,14 +156,14 @@ def disjoint_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
 
 def static_filter_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
     """Everything but the easiest share rho, the same for every segment."""
-    return _within(_quantiles(difficulty.scores), Window(context.start, 1.0))
+    return _within(_quantiles(difficulty, context), Window(context.start, 1.0))
 
 
 def not_yet_learned_easiest_rule(
     difficulty: ClassDifficulty, context: PoolContext
 ) -> Ranking:
     """The easiest of the images that the networks get wrong (CCFS)."""
-    quantiles = _quantiles(difficulty.scores)
+    quantiles = _quantiles(difficulty, context)
     priority = np.where(difficulty.learned, 2 - quantiles, quantiles)
     wrong = int((~difficulty.learned).sum())
     return priority, math.ceil(context.easiest_share * wrong)

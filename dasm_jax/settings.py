@@ -227,16 +227,8 @@ def _check_matcher(s: Settings) -> None:
             f"{name}.image.class_turns belongs to {name}.image.rule='idc'; set it to "
             "False for rule='inputs'"
         )
-    if (
-        isinstance(m, BatchMethodSettings)
-        and m.trajectory.bank
-        and m.needs_segment_networks
-    ):
-        raise UserError(
-            f"{name}.trajectory.bank={m.trajectory.bank} and {name}.trajectory.start="
-            "'segments' both say where networks start; set bank to 0, or start to "
-            "'random'"
-        )
+    if isinstance(m, BatchMethodSettings):
+        _check_batches(s, m, name)
     if not isinstance(m, TrajectoryMatchingSettings):
         return
     if m.max_start + m.expert_epochs > m.epochs:
@@ -259,6 +251,25 @@ def _check_matcher(s: Settings) -> None:
         raise UserError(
             "config.dasm.rescore_every must be 0 with trajectory matching: experts are "
             "trained once, on the segment's first pool"
+        )
+
+
+def _check_batches(s: Settings, m: BatchMethodSettings, name: str) -> None:
+    bank = m.trajectory.bank
+    if bank and m.needs_segment_networks:
+        raise UserError(
+            f"{name}.trajectory.bank={bank} and {name}.trajectory.start='segments' "
+            "both say where networks start; set bank to 0, or start to 'random'"
+        )
+    if m.trajectory.perturb and not bank:
+        raise UserError(
+            f"{name}.trajectory.perturb={m.trajectory.perturb} moves the networks of a "
+            f"bank, and {name}.trajectory.bank=0; set both, or neither"
+        )
+    if m.batches == "kmeans" and s.dasm.target == "class":
+        raise UserError(
+            f"{name}.batches='kmeans' has clusters of the pool, and config.dasm.target="
+            "'class' matches all of a class; use batches='shuffled' or target='pool'"
         )
 
 

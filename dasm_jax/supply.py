@@ -15,7 +15,7 @@ from dasm_jax import mesh as meshes
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.experts import ExpertPlan
 from dasm_jax.keys import Use, key_for
-from dasm_jax.pools import Pool, digest
+from dasm_jax.pools import Pool, digest, matched_members
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schema import (
@@ -143,7 +143,7 @@ def _make_expert_supplier(
 
     def supply(plan: SegmentPlan, pool: Pool) -> Supply:
         began = time.perf_counter()
-        members = np.sort(np.concatenate(pool.members))
+        members = np.sort(np.concatenate(matched_members(problem, pool.members)))
         buffer = trained(plan.segment, members, folder_for(plan, members))
         first, last = experts.epoch_window(
             plan.segment, problem.settings.dasm.segments, m.max_start

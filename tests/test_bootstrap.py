@@ -77,3 +77,13 @@ def test_one_seed_says_nothing_of_others():
 )
 def test_seen_is_an_interval_without_zero(low, high, seen):
     assert Difference(0.05, low, high, 3).seen is seen
+
+
+def test_students_interval_must_leave_out_zero_too():
+    # Three seeds: 4.303 / √3 standard deviations.
+    values = np.array([[0.01], [0.02], [0.03]])
+    found = paired_bootstrap(values)
+    assert found.low == pytest.approx(0.01)
+    assert found.margin == pytest.approx(4.302653 * 0.01 / 3**0.5, rel=1e-6)
+    assert not found.seen
+    assert paired_bootstrap(values + 0.01).seen

@@ -14,7 +14,7 @@ from dasm_jax.plan import matching_flops, plan_segments
 from dasm_jax.pools import Pool
 from dasm_jax.segment import Variables
 from dasm_jax.supply import make_supplier
-from tests.small import small_problem, small_results
+from tests.small import slow_but, small_problem, small_results
 
 
 def run(**changes):
@@ -70,6 +70,21 @@ def test_the_learning_rate_follows_the_segment():
     parts = plan_segments(small_problem(dasm__segments=2))
     assert whole.learning_rate == pytest.approx(0.5 * 4 / 10)
     assert [p.learning_rate for p in parts] == pytest.approx([0.5 * 2 / 10] * 2)
+    # Of a mean over all images that share the batch, each has a smaller share.
+    parts = plan_segments(small_problem(dasm__context="cumulative"))
+    assert [p.learning_rate for p in parts] == pytest.approx([0.1, 0.2])
+
+
+@pytest.mark.parametrize("context", slow_but(["active", "cumulative"], "active"))
+@pytest.mark.parametrize("niter", [7, 8, 9, 10, 11])
+def test_whole_iterations_add_up_to_the_budget(niter, context):
+    changes = {"matcher__idc__loop__niter": niter, "dasm__context": context, "ipc": 8}
+    problem = small_problem(dasm__segments=4, dasm__budget="flops", **changes)
+    plans = plan_segments(problem)
+    spent = sum(plan.flops for plan in plans)
+    iteration = plans[-1].inner * plans[-1].flops_per_step
+    budget = niter * plans[0].inner * matching_flops(problem, 8, None)
+    assert abs(spent - budget) <= 0.51 * iteration
 
 
 def test_budgets():

@@ -26,6 +26,7 @@ ROWS = [
         "dasm_jax.coreset",
         "dasm_jax.plan",
         "dasm_jax.pools",
+        "dasm_jax.starts",
         "dasm_jax.supply",
     ],
     ["dasm_jax.report"],

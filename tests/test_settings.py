@@ -323,6 +323,8 @@ FROM_ZERO = (
     "matcher__mtt__max_start",
     "matcher__mtt__at_once",
 )
+# Of a bank of networks, which there is none of at first.
+PERTURBATIONS = [f"matcher__{name}__trajectory__perturb" for name in BATCH_MATCHERS]
 COUNTS = sorted({*INTS} - {*FROM_ZERO})
 
 
@@ -370,7 +372,7 @@ def test_no_share_or_momentum_is_forgotten():
         (set(FLOATS) - {"dasm__high", "recover__temperature"}, 0.0),
         (set(SHARES) - {"dasm__rho"}, 1.0),
         (MOMENTA, 0.999),
-        (set(FLOATS) - {*SHARES, *MOMENTA}, 1e30),
+        (set(FLOATS) - {*SHARES, *MOMENTA, *PERTURBATIONS}, 1e30),
         (("seed", "evaluate__seed"), 2**31 - 1),
         (("network__width",), 4096),
         (("data__size",), 1024),
@@ -532,6 +534,14 @@ def test_experts_know_one_pool_of_a_segment():
     )
     for name in BATCH_MATCHERS:
         settings_with(matcher__name=name, dasm__rescore_every=1)
+
+
+def test_what_would_do_nothing_is_refused():
+    perturbed = {"matcher__idc__trajectory__perturb": 0.1}
+    refuses("trajectory.perturb=0.1", "trajectory.bank=0", **perturbed)
+    settings_with(matcher__idc__trajectory__bank=2, **perturbed)
+    clusters = {"matcher__idc__batches": "kmeans", "dasm__target": "class"}
+    refuses("batches='kmeans'", "config.dasm.target='class'", **clusters)
 
 
 def test_experts_belong_to_segments_and_not_to_a_polish():

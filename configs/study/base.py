@@ -24,6 +24,7 @@ CONTROLS = (
     "static_filter",
     "random",
     "herding",
+    "k_means",
 )
 
 

@@ -10,7 +10,8 @@ from configs.study import base
 
 
 def get_config(dataset=""):
-    arms = ("random", "herding", "idc", "full_pool: dasm.pool=full", "dasm")
+    coresets = ("random", "herding", "k_means")
+    arms = (*coresets, "idc", "full_pool: dasm.pool=full", "dasm")
     config = base.table("final", dataset, arms, "idc")
     config.data.validation = 0.0
     config.study.prefixes = True

@@ -1,4 +1,4 @@
-r"""What might carry DASM past IDC: learning rates, context, and combinations.
+r"""What might carry DASM past IDC, each beside IDC with the same, and combinations.
 
     python main.py --config=configs/study/levers.py:digits \
         --workdir=runs/levers_digits
@@ -8,29 +8,50 @@ Datasets: digits, fashion_mnist_small, fashion_mnist, cifar10.
 
 from configs.study import base
 
+COSINE = "matcher.idc.image.schedule=cosine"
+CLUSTERED = "matcher.idc.batches=kmeans"
+BANK = "matcher.idc.trajectory.bank=10 matcher.idc.trajectory.perturb=0.1"
+COVER = "synthetic.init=kmeans"
+SEEN = "dasm.context=cumulative"
+GROWN = "matcher.idc.trajectory.start=segments"
+WHOLE = "dasm.target=class"
+JOINT = "dasm.polish=0.5 dasm.polish_rate=1.0"
+
 
 def get_config(dataset=""):
     config = base.table("levers", dataset, ("idc",), "idc")
     lr = base.image_rate(dataset)
-    # The rule gives a segment of K a K-th of the rate of the whole set.
-    fast = f"matcher.idc.image.lr={5 * lr:g}"
-    seen = "dasm.context=cumulative"
-    grown = "matcher.idc.trajectory.start=segments"
+
+    def rate(factor):
+        return f"matcher.idc.image.lr={factor * lr:g}"
+
     config.study.arms = (
+        # IDC takes them too.
         "idc",
-        f"idc_fast: dasm.segments=1 {fast}",
+        f"idc_slow: dasm.segments=1 {rate(0.3)}",
+        f"idc_fast: dasm.segments=1 {rate(3)}",
+        f"idc_cosine: dasm.segments=1 {COSINE}",
+        f"idc_clustered: dasm.segments=1 {CLUSTERED}",
+        f"idc_bank: dasm.segments=1 {BANK}",
+        f"idc_cover: dasm.segments=1 {COVER}",
+        # Each on its own.
         "dasm",
-        f"fast: {fast}",
-        f"full_fast: dasm.pool=full {fast}",
-        f"seen: {seen}",
-        f"seen_fast: {seen} {fast}",
-        f"grown_fast: {grown} {fast}",
-        f"seen_grown: {seen} {grown}",
-        f"seen_grown_fast: {seen} {grown} {fast}",
-        f"seqmatch: dasm.pool=full {seen} {grown}",  # no difficulty: the control
-        f"two_fast: dasm.segments=2 {fast}",
-        f"two_seen_fast: dasm.segments=2 {seen} {fast}",
-        # Joint polish, real batches by difficulty, banks of networks and schedules of
-        # the images belong here once they are settings.
+        f"slow: {rate(0.3)}",
+        f"fast: {rate(3)}",
+        f"cosine: {COSINE}",
+        f"clustered: {CLUSTERED}",
+        f"bank: {BANK}",
+        f"cover: {COVER}",
+        f"seen: {SEEN}",
+        f"grown: {GROWN}",
+        f"whole: {WHOLE}",
+        f"joint: {JOINT}",
+        # What difficulty adds to a sequence that sees itself: nothing in the second.
+        f"seen_grown: {SEEN} {GROWN}",
+        f"seqmatch: dasm.pool=full {SEEN} {GROWN}",
+        f"whole_seen: {WHOLE} {SEEN}",
+        f"whole_cover: {WHOLE} {COVER}",
+        f"joint_cosine: {JOINT} {COSINE} dasm.high=1.0",
+        f"joint_cover: {JOINT} {COVER} dasm.high=1.0",
     )
     return config

@@ -6,12 +6,15 @@ All arms of one size get equal counted matching FLOPs and equal evaluation.
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from dasm_jax import records
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import sets, study_table
 from dasm_jax.experiments.arms import Arm, arms_of, settings_of
 from dasm_jax.experiments.cells import (
     FULL,
+    RESULTS,
     Cell,
     Source,
     check_results,
@@ -83,8 +86,7 @@ def run(settings: Settings, workdir: Path) -> str:
     def changes(name: str) -> str:
         return "" if name == FULL else arms[name].text
 
-    targets = {ipc: plans.target(ipc) for ipc in c.ipcs}
-    rows = rows_of(results, setup_of(settings, dataset), changes, targets)
+    rows = rows_of(results, setup_of(settings, dataset), changes)
     # As the file has them, so that the file gives the same tables again.
     rows = from_csv(to_csv(rows), "cells.csv")
     text = _publish(settings, workdir, document, rows)
@@ -162,6 +164,7 @@ class _Plans:
         depends["matcher"][s.matcher.name].pop("image")
         depends["target"] = target
         depends["data_hash"] = self._dataset.content_hash
+        depends["counted_by"] = RESULTS, jax.__version__
         if target is not None:
             depends["matcher"][s.matcher.name].pop("loop", None)
             depends["inner"] = s.matcher.active.loop.inner
@@ -188,14 +191,22 @@ def _is_plan(known: Any) -> bool:
 
 
 def setup_of(settings: Settings, dataset: Dataset) -> str:
-    """What all cells have in common: data; network; evaluation; split."""
+    """What all cells have in common: data; network; evaluation; split; its digest.
+
+    The digest is of every setting that no row names, and of the images.
+    """
     s = settings
+    common = identity(s)
+    for name in ("seed", "ipc", "measure"):
+        common.pop(name, None)
+    common["evaluate"].pop("networks", None)
+    common["data_hash"] = dataset.content_hash
     share = f" {s.data.validation:g}" if s.data.validation else ""
     name = slug(s.data.name)
     return (
         f"{name} {dataset.image_shape[0]}px; {s.network.name} of width "
         f"{s.network.width} and depth {s.network.depth}; {s.evaluate.steps} steps; "
-        f"{s.data.tested_on}{share}"
+        f"{s.data.tested_on}{share}; {digest(common)[:8]}"
     )
 
 

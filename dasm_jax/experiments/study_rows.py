@@ -17,7 +17,7 @@ from dasm_jax.records import is_amount
 class Row(NamedTuple):
     """An evaluation network of a cell, or a cell that failed."""
 
-    setup: str  # data; network; evaluation; split, parted by semicolons
+    setup: str  # data; network; evaluation; split; its digest, parted by semicolons
     arm: str
     changes: str  # of the settings, field=value …
     ipc: int  # 0 for the full set
@@ -26,7 +26,6 @@ class Row(NamedTuple):
     network: int = 0  # from 1; 0 of a cell that failed
     accuracy: float = 0.0  # in [0, 1]
     flops: float = 0.0  # counted matching FLOPs of the set
-    ratio: float = 0.0  # of them to those of the baseline at the same ipc
     seconds: float = 0.0  # of making the set, scoring included, compiling left out
     commit: str = ""
     date: str = ""
@@ -43,7 +42,6 @@ def rows_of(
     results: dict[Cell, Result],
     setup: str,
     changes: Callable[[str], str],
-    baseline_flops: dict[int, float],
 ) -> list[Row]:
     """Rows of all cells.
 
@@ -51,7 +49,6 @@ def rows_of(
       results: of the cells.
       setup: what they have in common.
       changes: of the arm of a name.
-      baseline_flops: matching FLOPs of the baseline's run by ipc.
     """
     rows = []
     for cell, result in results.items():
@@ -67,10 +64,8 @@ def rows_of(
             reason = " ".join(result["failure"].split())
             rows.append(of_cell._replace(failure=reason))
             continue
-        flops = result["matching_flops"]
         made = of_cell._replace(
-            flops=flops,
-            ratio=flops / baseline_flops[cell.ipc] if cell.ipc else 0.0,
+            flops=result["matching_flops"],
             seconds=result["seconds_making"],
             **{name: result[name] for name in ("commit", "date", "device")},
         )

@@ -22,8 +22,7 @@ class Entry(NamedTuple):
     ipc: int  # 0 for the full set
     made_as: int
     networks: dict[int, list[float]]  # accuracies by seed, in order of the networks
-    ratio: float  # of matching FLOPs to the baseline's
-    flops: float
+    flops: float  # counted matching FLOPs
     seconds: float  # mean over seeds
 
     @property
@@ -70,7 +69,7 @@ def entries_of(rows: list[Row]) -> list[Entry]:
             for seed, found in sorted(networks.items())
         }
         spent = statistics.mean(seconds.values())
-        entries.append(Entry(*place, by_seed, group[0].ratio, group[0].flops, spent))
+        entries.append(Entry(*place, by_seed, group[0].flops, spent))
     return entries
 
 
@@ -103,6 +102,7 @@ class Line(NamedTuple):
     entry: Entry
     against: Difference | None  # None of the baseline itself
     text: str  # of the difference
+    ratio: float | None  # of matching FLOPs to the baseline's; None where one has none
 
 
 class Table(NamedTuple):
@@ -124,7 +124,8 @@ def tables_of(rows: list[Row], baseline: str) -> list[Table]:
             base = bases.get(ipc)
             found = None if base in (None, entry) else difference(entry, base)
             text = "baseline" if entry is base else verdict(found)
-            lines.append(Line(entry, found, text))
+            ratio = entry.flops / base.flops if base and entry.flops else None
+            lines.append(Line(entry, found, text, ratio))
         tables.append(Table(ipc, lines))
     return tables
 
@@ -156,12 +157,12 @@ def _head(rows: list[Row], baseline: str) -> str:
         return ", ".join(sorted(map(str, found)))
 
     networks = max(row.network for row in rows)
-    split = rows[0].setup.rpartition("; ")[2].split(" ")[0]
+    split = rows[0].setup.split("; ")[3].split(" ")[0]
     return (
         f"{rows[0].setup}. {split.capitalize()} accuracy in %, mean ± std over seeds "
         f"({every('seed')}) of the mean over {networks} networks. Difference to "
         f"{baseline} in points with its 95 % interval, paired by seed and network; "
-        f"'{NOT_SEEN}' where the interval holds zero. FLOPs: counted matching FLOPs "
+        f"'{NOT_SEEN}' where it or Student's holds zero. FLOPs: counted matching FLOPs "
         f"over those of {baseline}. {every('date')}, {every('device')}, commit "
         f"{every('commit')}."
     )
@@ -181,7 +182,7 @@ def render_text(rows: list[Row], baseline: str) -> str:
     width = max(map(len, labels), default=0)
     for table in tables:
         lines += ["", f"IPC {table.ipc}"]
-        for entry, _, text in table.lines:
+        for entry, _, text, _ in table.lines:
             accuracy = percent(entry.mean, entry.std) + _seeds(entry, rows)
             lines.append(f"{entry.label:<{width}}  {accuracy:<15}  {text}".rstrip())
     for note in [*prefix_notes(rows), *_failures(rows)]:
@@ -199,9 +200,9 @@ def render_markdown(rows: list[Row], baseline: str) -> str:
             "seconds |",
             "|---|---|---|---|---|",
         ]
-        for entry, _, text in table.lines:
+        for entry, _, text, times in table.lines:
             accuracy = percent(entry.mean, entry.std) + _seeds(entry, rows)
-            ratio = f"{entry.ratio:.3f}" if entry.flops else ""
+            ratio = "" if times is None else f"{times:.3f}"
             seconds = f"{entry.seconds:.0f}" if entry.arm != FULL else ""
             cells = (as_text(entry.label), accuracy, text, ratio, seconds)
             lines.append("| " + " | ".join(cells) + " |")

@@ -75,6 +75,7 @@ class DasmSettings:
     networks: Count
     score_steps: Count
     rescore_every: Annotated[int, within(0)]
+    target: Annotated[str, one_of(("pool", "class"))]
     context: Annotated[str, one_of(("active", "cumulative"))]
     polish: Share
     polish_rate: Rate
