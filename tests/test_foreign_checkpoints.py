@@ -1,10 +1,12 @@
 """Checkpoints that cannot be read, are damaged, or were made by hand."""
 
 import errno
+import gc
 import json
 import os
 import resource
 import shutil
+from contextlib import ExitStack, contextmanager
 
 import jax
 import numpy as np
@@ -112,17 +114,35 @@ def test_what_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch, trouble):
     assert newest(tmp_path) == 1
 
 
-def test_too_few_file_handles_remove_nothing(tmp_path):
+@contextmanager
+def handles_left(count):
+    """No more than so many files can be opened."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    with ExitStack() as stack:
+        for handle in iter(lambda: os.open(os.devnull, os.O_RDONLY), used):
+            stack.callback(os.close, handle)  # there are gaps below
+        stack.callback(os.close, used)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + count, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_too_few_file_handles_remove_nothing(tmp_path, count):
     written(tmp_path)
     newest(tmp_path)  # whatever is opened once
-    before, limits = content(tmp_path), resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, limits[1]))
-    try:
-        result_or_one_line(lambda: newest(tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    before = content(tmp_path)
+    with (
+        handles_left(count),
+        pytest.raises(UserError, match="Too many open files; nothing is removed"),
+    ):
+        newest(tmp_path)
+    gc.collect()  # whoever was left half made complains now
     assert content(tmp_path) == before
+    assert newest(tmp_path) == 1
 
 
 # --- damaged --------------------------------------------------------------------------
