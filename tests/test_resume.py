@@ -77,7 +77,9 @@ def through_json(problem, plans, snapshot):
     layout = json.loads(json.dumps(layout))
     for array, like in zip(arrays, arrays_like(layout), strict=True):
         assert (array.shape, array.dtype) == (like.shape, like.dtype)
-    return from_arrays(problem, plans, [np.array(a) for a in arrays], layout)
+    found = from_arrays(problem, plans, [np.array(a) for a in arrays], layout)
+    kept._check_snapshot(problem, plans, found)
+    return found
 
 
 def without_seconds(results):
@@ -345,7 +347,7 @@ def test_a_damaged_evaluation_is_made_again(calm, tmp_path, caplog):
 
 
 def test_other_pixels_are_evaluated_anew(tmp_path):
-    problem = small_problem()
+    problem = small_problem(network__depth=1, matcher__name="dm")
     count, images = problem.settings.evaluate.networks, len(problem.dataset.test.labels)
     values = iter((0.25, 0.5))
 
@@ -706,17 +708,25 @@ def fail(file):
     raise OSError("the first")
 
 
-@pytest.mark.parametrize("name", [".lock", "config.json", "log.txt"])
+@pytest.mark.parametrize("name", [".lock", "config.json"])
 def test_pipes_are_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     reader = os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with pytest.raises(UserError, match="is no file; remove it|cannot be read"):
+        with pytest.raises(UserError, match=r"is no file; remove it|cannot be read"):
             start(tmp_path)
     finally:
         os.close(reader)
     with pytest.raises(UserError):
         start(tmp_path)
+
+
+def test_logs_are_no_pipes(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    reader = os.open(tmp_path / "log.txt", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(UserError, match=r"log\.txt is no file; remove it"):
+        RunLog(tmp_path, 3, after=LogPosition())
+    os.close(reader)
 
 
 def test_a_pipe_in_the_place_of_a_summary(tmp_path):
@@ -797,7 +807,7 @@ def test_never_removes_experts_behind_links_and_of_tables(tmp_path, monkeypatch)
 
 
 def test_distances_whose_sum_float32_cannot_hold(tmp_path, monkeypatch):
-    problem = small_problem()
+    problem = small_problem(network__depth=1, matcher__name="dm")
     plans = plan_segments(problem)
     distances = np.full((2, 2), 3e38, np.float32)
 
