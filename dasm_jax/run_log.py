@@ -53,9 +53,7 @@ class RunLog:
         after = after or LogPosition()
         self._began = time.perf_counter() - after.seconds
         left, expected = os.fstat(self._metrics.fileno()).st_size, after.metrics_bytes
-        # A rollback that a kill cut short is made again, and what it undid with it.
-        cut_back = _record(_last_line(workdir / "metrics.jsonl")).get("kind")
-        if expected is not None and left < expected and cut_back != ROLLBACK:
+        if expected is not None and left < expected and not self._was_cut_back():
             text = f"metrics.jsonl holds {left} bytes of the {expected} it had; the "
             text += "lines that are missing are lost"
             _log.warning("%s", text)
@@ -149,16 +147,19 @@ class RunLog:
             with suppress(OSError):
                 file.close()
 
+    def _was_cut_back(self) -> bool:
+        """Whether a kill cut a rollback short: it is made again, and what it undid."""
+        lines = Path(self._metrics.name).read_bytes().decode(errors="replace")
+        return any(
+            _record(line).get("kind") == ROLLBACK for line in lines.split("\n")[-2:]
+        )
+
     def _write(self, file: Any, text: str) -> None:
         try:
             file.write(text + "\n")
             file.flush()
         except OSError as error:
             raise cannot_write(file.name, error) from None
-
-
-def _last_line(path: Path) -> str:
-    return (path.read_bytes().splitlines() or [b""])[-1].decode(errors="replace")
 
 
 def _record(line: str) -> dict[str, Any]:
