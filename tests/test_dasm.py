@@ -114,7 +114,7 @@ def test_no_segment_of_a_known_size_is_traced_again(monkeypatch):
 def test_a_host_transfer_inside_the_update_is_an_error(monkeypatch):
     segment_data = dasm.segment_data
     monkeypatch.setattr(
-        dasm, "_segment_data", lambda *a: jax.device_get(segment_data(*a))
+        dasm, "segment_data", lambda *a: jax.device_get(segment_data(*a))
     )
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         run()
