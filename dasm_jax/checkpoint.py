@@ -2,10 +2,11 @@
 
 An item is a folder: ``tree/`` (``stored_tree``), and ``metadata.json``, which is
 written last and makes the item valid. It holds the caller's metadata, the digests of
-the files in ``tree/``, and the version of Orbax that wrote them.
+the files in ``tree/``, the version of Orbax that wrote them, and a digest of all that.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -19,8 +20,9 @@ import jax
 import numpy as np
 
 from dasm_jax import stored_tree
-from dasm_jax.errors import CannotWrite
+from dasm_jax.errors import CannotWrite, UserError
 from dasm_jax.files import (
+    NO_ROOM,
     UNFINISHED,
     cannot_write,
     read_regular,
@@ -30,6 +32,7 @@ from dasm_jax.files import (
 from dasm_jax.stored_tree import TREE, Damaged, Unreadable
 
 METADATA = "metadata.json"
+SEAL = "sha256"
 OVERHEAD = 2**14  # bytes that Orbax writes about an item, more or less
 MOST_METADATA = 2**26  # bytes
 
@@ -52,7 +55,7 @@ def save(folder: Path, name: str, tree: Any, metadata: dict[str, Any]) -> None:
         _take_room(path, stored_tree.room(arrays))
         files = stored_tree.write(path, arrays)
         record = {"metadata": metadata, "files": files, "orbax": stored_tree.VERSION}
-        text = json.dumps(record, indent=2) + "\n"
+        text = json.dumps(sealed(record), indent=2) + "\n"
         write_atomically(path / METADATA, lambda file: file.write(text.encode()))
         sync_folder(folder)
     except (OSError, ValueError) as error:  # TensorStore's write errors are ValueErrors
@@ -73,7 +76,7 @@ def load(folder: Path, name: str, like: Any) -> Any:
     record = _read_record(path)
     if record is None:
         raise Damaged(path)
-    return stored_tree.read(path, record.files, like, record.written_by)
+    return stored_tree.read(path, record.files, like, record.orbax)
 
 
 def read_metadata(folder: Path, name: str) -> dict[str, Any] | None:
@@ -102,13 +105,29 @@ def remove_all(folder: Path) -> None:
 
     What cannot be removed stays.
     """
-    if not folder.is_symlink():
+    if folder.is_symlink():
+        remove_items(folder)
+    else:
         shutil.rmtree(folder, ignore_errors=True)
-        return
-    with suppress(OSError):
-        for path in folder.iterdir():
-            if _is_item(path):
-                shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_items(folder: Path) -> bool:
+    """Remove the items in a folder, and the folder where it holds nothing else.
+
+    Returns:
+      whether no item is left.
+    """
+    try:
+        items = [path for path in folder.iterdir() if _is_item(path)]
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    for path in items:
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # not of a link
+        folder.rmdir()
+    return not any(path.exists() for path in items)
 
 
 def _is_item(path: Path) -> bool:
@@ -142,22 +161,35 @@ class _Record(NamedTuple):
 
     metadata: dict[str, Any]
     files: dict[str, str]
-    written_by: str  # the version of Orbax
+    orbax: str  # the version that wrote them
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """What ``metadata.json`` holds, with the digest of it under ``SEAL``."""
+    content = {name: value for name, value in record.items() if name != SEAL}
+    text = json.dumps(content, sort_keys=True)
+    return {**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _read_record(path: Path) -> _Record | None:
     try:
         record = json.loads(read_regular(path / METADATA, MOST_METADATA))
-        read = _Record(
-            record["metadata"], record["files"], str(record.get("orbax", ""))
-        )
+        if {*record} == {*_Record._fields}:
+            raise Unreadable(path, ValueError("it was written by an older version"))
+        if sealed(record) != record:
+            raise Damaged(path)
+        del record[SEAL]
+        read = _Record(**record)
+    except UserError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise Unreadable(path, error) from error
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise Damaged(path) from error
     whole = isinstance(read.metadata, dict) and isinstance(read.files, dict)
+    whole = whole and isinstance(read.orbax, str)
     if not whole or not all(isinstance(text, str) for text in read.files.values()):
         raise Damaged(path)
     return read
@@ -172,7 +204,11 @@ def _take_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if hasattr(os, "posix_fallocate"):  # a limit on files, or on what a user may have
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size + OVERHEAD)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size + OVERHEAD)
+            except OSError as error:  # not every file system can tell
+                if error.errno in NO_ROOM:
+                    raise
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -26,11 +26,11 @@ from dasm_jax.progress import Active, Progress, Seconds, SegmentResult, Snapshot
 from dasm_jax.schema import BatchMethodSettings
 from dasm_jax.segment import SegmentData, SegmentState, Variables
 from dasm_jax.starts import start_pixels
-from dasm_jax.supply import Supplier, make_supplier
+from dasm_jax.supply import Supplier, given_like, make_supplier
 from dasm_jax.types import SyntheticSet
 
 
-def _segment_data(
+def segment_data(
     problem: Problem,
     plan: SegmentPlan,
     pool: Pool,
@@ -177,17 +177,17 @@ def match_segment(
     optimizers = make_optimizers(problem, plan)
     context = context_of(problem, plan)
     learner = problem.method.learner(plan.size, plan.inner, context)
-    data = _segment_data(problem, plan, pool, pool_round, finished)
+    data = segment_data(problem, plan, pool, pool_round, finished)
     supply = supplier(plan, pool)
     given = place(supply.given(first))
-    start = partial(
-        distill.start_segment, data=data, learner=learner, optimizers=optimizers
-    )
     if leaves:
-        state = _put_back(problem, plan, leaves, partial(start, given=given))
+        structure = jax.tree.structure(state_like(problem, plan, data))
+        state = place(jax.tree.unflatten(structure, leaves))
     else:
         pixels = start_pixels(problem, root, plan, pool, finished)
-        state = place(start(Variables(pixels, problem.method.learned), given))
+        variables = Variables(pixels, problem.method.learned)
+        start = partial(distill.start_segment, learner=learner, optimizers=optimizers)
+        state = place(start(variables, given, data))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
     alike = _compiled_alike(problem, plan)
@@ -225,7 +225,7 @@ def match_segment(
             pool_round = outer // every
             pool = make_pool(plan.segment, pool_round, [*finished, now.clip(0.0, 1.0)])
             seconds = seconds._replace(scoring=seconds.scoring + pool.seconds)
-            data = _segment_data(problem, plan, pool, pool_round, finished)
+            data = segment_data(problem, plan, pool, pool_round, finished)
             supply = supplier(plan, pool)
             anew = learner if _network_data(problem) == "pool" else None
             given = supply.given(outer)
@@ -278,18 +278,19 @@ def _snapshot(finished: list[SegmentResult], stands: tuple, halvings: int) -> Sn
     return Snapshot(finished, active, halvings)
 
 
-def _put_back(
-    problem: Problem,
-    plan: SegmentPlan,
-    leaves: list[np.ndarray],
-    start: Callable[[Variables], SegmentState],
-) -> SegmentState:
-    """The state whose leaves these are; ``start`` tells only its structure."""
+def state_like(problem: Problem, plan: SegmentPlan, data: SegmentData) -> SegmentState:
+    """Structure, shapes and dtypes of the state of a segment, with its data."""
     shape = (problem.dataset.n_classes, plan.size, *problem.dataset.image_shape)
     pixels = jax.ShapeDtypeStruct(shape, np.float32)
-    like = jax.eval_shape(start, Variables(pixels, problem.method.learned))
-    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return mesh.place(problem.loop.mesh, state)
+    context = context_of(problem, plan)
+    start = partial(
+        distill.start_segment,
+        data=data,
+        learner=problem.method.learner(plan.size, plan.inner, context),
+        optimizers=make_optimizers(problem, plan),
+    )
+    variables = Variables(pixels, problem.method.learned)
+    return jax.eval_shape(start, variables, given_like(problem, plan))
 
 
 def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:

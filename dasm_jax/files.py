@@ -24,6 +24,8 @@ _REMEDIES = {
     errno.EDQUOT: f"make room there, then {_GO_ON}",
     errno.EFBIG: f"raise the limit on the size of files (ulimit -f), then {_GO_ON}",
 }
+NO_ROOM = frozenset(_REMEDIES)
+MOST_JSON = 2**30  # bytes
 
 
 def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
@@ -65,7 +67,8 @@ def remove_unfinished(folder: Path) -> None:
     Not in the folders inside, which may be of runs that are being written.
     """
     for path in folder.glob(f".*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder of that name is somebody else's
+            path.unlink()
 
 
 def sync_file(path: Path) -> None:
@@ -97,14 +100,19 @@ def _sync(path: Path, flags: int) -> None:
         os.close(handle)
 
 
-def read_regular(path: Path, most: int) -> str:
-    """Read a text file that is no link, no pipe, and not larger than ``most`` bytes.
+def read_regular(path: Path, most: int, links: bool = False) -> str:
+    """Read a text file that is no pipe, and not larger than ``most`` bytes.
+
+    Args:
+      path: of the file.
+      most: bytes.
+      links: whether it may be a link.
 
     Raises:
       OSError: it cannot be read.
       ValueError: it is something else, or no UTF-8.
     """
-    if path.is_symlink():
+    if path.is_symlink() and not links:
         raise ValueError(f"{path} is a link")
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         found = os.fstat(file.fileno())
@@ -130,7 +138,7 @@ def read_json(path: Path) -> Any:
       UserError: it is missing or damaged.
     """
     with expecting_ours(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path, MOST_JSON, links=True))
 
 
 @contextmanager
@@ -178,8 +186,18 @@ def open_to_append(path: Path, size: int | None = None) -> TextIO:
 
     Raises:
       OSError: it cannot be opened.
-      UserError: it is a link, and what it leads to would be cut.
+      UserError: it is a link, and what it leads to would be cut, or no file.
     """
+    file = _open_own(path)
+    try:
+        file.truncate(path.read_bytes()[:size].rfind(b"\n") + 1)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _open_own(path: Path) -> TextIO:
     own = os.O_NOFOLLOW | os.O_NONBLOCK  # nor wait for whoever reads a pipe
     try:
         file = open(  # noqa: SIM115
@@ -191,7 +209,9 @@ def open_to_append(path: Path, size: int | None = None) -> TextIO:
                 f"{path} is a link, and what it leads to is not changed; remove it"
             ) from None
         raise error
-    file.truncate(path.read_bytes()[:size].rfind(b"\n") + 1)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is no file; remove it")
     return file
 
 
@@ -206,7 +226,7 @@ def locked(path: Path) -> Iterator[bool]:
       UserError: the file cannot be opened.
     """
     try:
-        file = path.open("a")
+        file = _open_own(path)
     except OSError as error:
         raise cannot_write(path, error) from None
     with file:

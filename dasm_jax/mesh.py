@@ -47,12 +47,12 @@ def take_cores_for_devices() -> None:
     """
     told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices < 0 and not told:  # type: ignore[attr-defined]
-        cores = min(_cores(), MOST_CPU_DEVICES)
+        cores = min(available_cores(), MOST_CPU_DEVICES)
         jax.config.update("jax_num_cpu_devices", cores)
 
 
-def _cores() -> int:
-    """That this process may use."""
+def available_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

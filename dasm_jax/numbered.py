@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dasm_jax import checkpoint
-from dasm_jax.errors import UserError
 from dasm_jax.files import cannot_write
 from dasm_jax.stored_tree import Damaged, Unreadable
 
@@ -157,23 +156,26 @@ class Checkpoints:
     def close(self) -> None:
         """Let go of the thread, once it is done.
 
-        For a caller that has met an error of its own: one of ours is only logged.
+        For a caller that may have met an error of its own: one of ours is only logged.
         """
         self._writer.shutdown()
         try:
             self.wait()
-        except UserError as error:
+        except Exception as error:
             _log.warning("%s", error)
 
     def _write(self, number: int, tree: Any, metadata: dict[str, Any]) -> None:
         checkpoint.save(self._folder, _name(number), tree, metadata)
-        for old in metadata.get(INSTEAD_OF, ()):
-            checkpoint.remove(self._folder / _name(old))
-        for old in sorted(self._numbers())[: -self._keep]:
-            checkpoint.remove(self._folder / _name(old))
+        replaced = {*metadata.get(INSTEAD_OF, ())}
+        left = sorted({*self._numbers()} - replaced)
+        names = [*map(_name, (*replaced, *left[: -self._keep]))]
         if not self._careful:
-            for old in self._numbers(DAMAGED):
-                checkpoint.remove(self._folder / f"{_name(old)}{DAMAGED}")
+            names += [f"{_name(number)}{DAMAGED}" for number in self._numbers(DAMAGED)]
+        try:
+            for name in names:
+                checkpoint.remove(self._folder / name)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
 
     def _numbers(self, end: str = "") -> list[int]:
         """Of the folders that are named as items are; a link is somebody else's."""

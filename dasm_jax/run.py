@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dasm_jax import hosts
-from dasm_jax.checkpoint import remove_all
+from dasm_jax.checkpoint import remove_all, remove_items
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import (
     compare,
@@ -16,7 +16,9 @@ from dasm_jax.experiments import (
 )
 from dasm_jax.experiments.common import SUMMARY
 from dasm_jax.experiments.memory import memory_explained
+from dasm_jax.experiments.sets import DISTILLED
 from dasm_jax.schema import Settings
+from dasm_jax.supply import expert_folders
 from dasm_jax.workdir import REPORT, open_workdir
 
 EXPERIMENTS = {
@@ -77,6 +79,15 @@ def _remove_result(folder: Path) -> None:
             f"config.checkpoint.resume='never', and {folder / name} cannot be removed: "
             f"{error.strerror}"
         ) from None
+    # Those of a table's runs too; a link to another disk stays.
+    kept = [folder / "experts", *(folder / "runs" / name for name in DISTILLED)]
+    for experts in kept:
+        for items in expert_folders(experts):
+            if not remove_items(items):
+                raise UserError(
+                    f"config.checkpoint.resume='never', and {items} cannot be removed; "
+                    "remove it, or use another --workdir"
+                )
     remove_all(folder / "experts")
 
 

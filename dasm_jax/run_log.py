@@ -15,6 +15,8 @@ from tqdm import tqdm
 from dasm_jax.errors import UserError, printable
 from dasm_jax.files import cannot_write, open_to_append
 
+ROLLBACK = "rollback"  # the kind of the metrics of one
+
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +53,7 @@ class RunLog:
         after = after or LogPosition()
         self._began = time.perf_counter() - after.seconds
         left, expected = os.fstat(self._metrics.fileno()).st_size, after.metrics_bytes
-        if expected is not None and left < expected:
+        if expected is not None and left < expected and not self._was_cut_back():
             text = f"metrics.jsonl holds {left} bytes of the {expected} it had; the "
             text += "lines that are missing are lost"
             _log.warning("%s", text)
@@ -119,16 +121,21 @@ class RunLog:
 
         Args:
           to: the moment.
-          stays: whether a line that was written later is kept, by its content.
+          stays: whether a line that was written later is kept, by its content, which is
+            empty where that is no JSON object.
 
         Raises:
-          UserError: the file cannot be written.
+          UserError: the file cannot be read or written.
         """
         path = Path(self._metrics.name)
-        lines = path.read_bytes()[to.metrics_bytes :].decode().splitlines()
-        self._metrics.truncate(to.metrics_bytes)
-        for line in filter(lambda line: stays(json.loads(line)), lines):
-            self._write(self._metrics, line)
+        try:
+            content = path.read_bytes()[to.metrics_bytes :]
+            self._metrics.truncate(to.metrics_bytes)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        for line in content.decode(errors="replace").splitlines():
+            if stays(_record(line)):
+                self._write(self._metrics, line)
         self._bar.update(to.done - self._done)
         self._done = to.done
 
@@ -140,9 +147,25 @@ class RunLog:
             with suppress(OSError):
                 file.close()
 
+    def _was_cut_back(self) -> bool:
+        """Whether a kill cut a rollback short: it is made again, and what it undid."""
+        lines = Path(self._metrics.name).read_bytes().decode(errors="replace")
+        return any(
+            _record(line).get("kind") == ROLLBACK for line in lines.split("\n")[-2:]
+        )
+
     def _write(self, file: Any, text: str) -> None:
         try:
             file.write(text + "\n")
             file.flush()
         except OSError as error:
             raise cannot_write(file.name, error) from None
+
+
+def _record(line: str) -> dict[str, Any]:
+    """The JSON object in a line; empty where there is none."""
+    try:
+        content = json.loads(line)
+    except (RecursionError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -9,11 +9,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dasm_jax.host_memory import physical_memory
 
 TREE = "tree"
 VERSION: str = ocp.__version__
+HANDLES = 16  # files that Orbax opens at once, and some more
 
 _quiet = threading.Lock()
 # Orbax drops what it had begun when it meets metadata that make no sense.
@@ -213,6 +215,17 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
+def _check_handles() -> None:
+    """Raise an OSError where few more files can be opened.
+
+    Python leaves the event loop that Orbax starts half made where it meets that, and
+    says so with tracebacks when the loop is collected.
+    """
+    with ExitStack() as opened:
+        for _ in range(HANDLES):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+
 @contextmanager
 def _quiet_checkpointer() -> Iterator[ocp.Checkpointer]:
     """Orbax logs the errors that it raises, and more; each process is on its own."""
@@ -223,6 +236,7 @@ def _quiet_checkpointer() -> Iterator[ocp.Checkpointer]:
         barrier_sync_key_prefix=f"process{process}",
     )
     logger = logging.getLogger("absl")
+    _check_handles()
     with _quiet:  # one thread at a time, or it would put back the level of another
         level = logger.level
         logger.setLevel(logging.CRITICAL)

@@ -15,6 +15,7 @@ from dasm_jax import mesh as meshes
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.experts import ExpertPlan
 from dasm_jax.keys import Use, key_for
+from dasm_jax.matching import Span
 from dasm_jax.pools import Pool, digest, matched_members
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
@@ -25,6 +26,7 @@ from dasm_jax.schema import (
 )
 
 EXPERTS_AT_ONCE = 10
+BANK = "bank"  # the folder of its networks
 
 
 class Supply(NamedTuple):
@@ -65,6 +67,31 @@ def make_supplier(
     return lambda plan, pool: _network_supply(problem, m, root, plan, pool)
 
 
+def given_like(problem: Problem, plan: SegmentPlan) -> Any:
+    """Structure, shapes and dtypes of what is given; nothing is trained for it."""
+    m = problem.settings.matcher.active
+    params = jax.eval_shape(problem.network.init, jax.random.key(0))
+    if isinstance(m, TrajectoryMatchingSettings):
+        spans = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((plan.inner, *leaf.shape), leaf.dtype),
+            params,
+        )
+        return Span(spans, spans)
+    assert isinstance(m, BatchMethodSettings)
+    return None if _is_drawn_inside(m) else params
+
+
+def _is_drawn_inside(m: BatchMethodSettings) -> bool:
+    """Whether networks are drawn inside the step, and nothing is given to it."""
+    t = m.trajectory
+    return not t.bank and t.data == "none" and t.start == "random"
+
+
+def expert_folders(folder: Path) -> list[Path]:
+    """The folders of experts that a supplier has made in its own."""
+    return [*folder.glob("segment_[0-9]*"), folder / BANK]
+
+
 def _make_bank_supplier(
     problem: Problem,
     m: BatchMethodSettings,
@@ -87,7 +114,7 @@ def _make_bank_supplier(
         recipe, at_once = recipe_from(t.recipe), _at_once(problem)
         plan = ExpertPlan(t.bank, t.bank_epochs, at_once, recipe, rate)
         trained = _make_trained(problem, t.recipe, plan, root, on_expert)
-        buffer = trained(0, members, folder and folder / "bank")
+        buffer = trained(0, members, folder and folder / BANK)
         return jax.tree.map(lambda leaf: leaf[:, -1].copy(), buffer)
 
     def supply(plan: SegmentPlan, pool: Pool) -> Supply:
@@ -116,8 +143,8 @@ def _network_supply(
     def given(outer: int) -> Any:
         if m.trajectory.start == "segments" and pool.networks:
             return pool.networks[outer % len(pool.networks)]
-        if m.trajectory.data == "none" and m.trajectory.start == "random":
-            return None  # drawn inside the step
+        if _is_drawn_inside(m):
+            return None
         key = key_for(root, Use.NETWORK_INIT, plan.segment, outer)
         return problem.network.init(key)
 

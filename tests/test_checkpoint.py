@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from collections import namedtuple
 
 import jax
@@ -274,6 +275,62 @@ def test_what_the_background_could_not_write_is_said(tmp_path, monkeypatch, capl
     items.save([np.float32(3)], {})
     items.close()  # another error is on its way
     assert "No space left" in caplog.text
+
+
+def test_what_cannot_be_removed_is_said_in_one_line(tmp_path, caplog):
+    items = Checkpoints(tmp_path, 1)
+    items.save([np.float32(1)], {})
+    items.wait()
+    metadata = tmp_path / "000001" / "metadata.json"
+    metadata.unlink()
+    (metadata / "inside").mkdir(parents=True)
+    items.save([np.float32(2)], {})
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}: Is a dir") as caught:
+        items.wait()
+    one_line(caught)
+    items.save([np.float32(3)], {})
+    items.close()  # another error is on its way
+    assert f"cannot write {tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EOPNOTSUPP, None),
+        (errno.EINVAL, None),
+        (errno.EFBIG, "File too large"),
+        (errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_file_system_need_not_tell_its_room(tmp_path, monkeypatch, code, said):
+    def fail(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    if said is None:
+        saved(tmp_path)
+        assert checkpoint.read_metadata(tmp_path, "item") == {"a": 1}
+    else:
+        with pytest.raises(UserError, match=said):
+            saved(tmp_path)
+
+
+def test_of_a_folder_only_items_are_removed(tmp_path):
+    saved(tmp_path / "items")
+    (tmp_path / "items" / "mine").mkdir()
+    (tmp_path / "items" / "mine" / "file").touch()
+    assert checkpoint.remove_items(tmp_path / "items")
+    assert [path.name for path in (tmp_path / "items").iterdir()] == ["mine"]
+    saved(tmp_path / "whole")
+    assert checkpoint.remove_items(tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    assert checkpoint.remove_items(tmp_path / "nowhere")
+
+
+def test_items_that_stay_are_said(tmp_path, monkeypatch):
+    saved(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *a, **b: None)
+    assert not checkpoint.remove_items(tmp_path)
 
 
 def test_what_is_larger_than_expected_is_never_read(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_step_sees_one_random_image_of_every_cluster():
     problem = small_problem(**KMEANS)
     (plan, _), m = plan_segments(problem), problem.settings.matcher.dm
     pool = make_pool_maker(problem, ROOT)(1, 0, [])
-    data = dasm._segment_data(problem, plan, pool, 0, [])
+    data = dasm.segment_data(problem, plan, pool, 0, [])
     learner = problem.method.learner(plan.size, plan.inner, None)
     optimizers = dasm.make_optimizers(problem, plan)
     objective = problem.method.objective(None, problem.loop)

@@ -123,8 +123,12 @@ def test_it_goes_on_where_it_stopped(finished, monkeypatch):
     gone.unlink()
     made = []
     monkeypatch.setattr(cells._Bench, "_make", lambda *a: made.append(a))
+    # Of a kill after the last set was kept.
+    (left,) = (workdir / "runs").glob("dasm_ipc4_seed0_*")
+    (left / "checkpoints" / "000009").mkdir(parents=True)
     again = start(workdir, curve__seeds=(0, 1))
     assert again == text
+    assert not (left / "checkpoints").exists()
     assert made == []  # the set is there: it is only evaluated
     renewed = json.loads(gone.read_text())
     assert renewed["networks"] == content["networks"]
@@ -326,7 +330,10 @@ def test_coresets_are_kept_and_evaluated(tmp_path):
     assert all(np.rint(x * 255).astype(np.uint8).tobytes() in real for x in images)
     images = decoded("static_filter")["images"]
     assert not all(np.rint(x * 255).astype(np.uint8).tobytes() in real for x in images)
+    left = tmp_path / "runs" / methods[-1] / "checkpoints"
+    (left / "000009").mkdir(parents=True)  # of a kill at the very end
     assert "finished before" in start(tmp_path, **given)
+    assert not left.exists()
 
 
 def test_a_method_that_fails_leaves_the_others(tmp_path, monkeypatch):

@@ -127,9 +127,9 @@ def test_no_segment_of_a_known_size_is_traced_again(monkeypatch):
 
 
 def test_a_host_transfer_inside_the_update_is_an_error(monkeypatch):
-    segment_data = dasm._segment_data
+    segment_data = dasm.segment_data
     monkeypatch.setattr(
-        dasm, "_segment_data", lambda *a: jax.device_get(segment_data(*a))
+        dasm, "segment_data", lambda *a: jax.device_get(segment_data(*a))
     )
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         run()
@@ -270,7 +270,7 @@ def test_a_new_pool_leaves_no_trace_of_the_old_one():
     few = Pool([indices[:9] for indices in wide.members], None, [], 0.0)
     small = small_problem(matcher__idc__trajectory__data="pool")
     before, after = (
-        dasm._segment_data(small, plan, pool, 0, []) for pool in (wide, few)
+        dasm.segment_data(small, plan, pool, 0, []) for pool in (wide, few)
     )
     count = int(after.network_data.counts[0])
     trained_on = after.network_data.indices[0, :count].tolist()

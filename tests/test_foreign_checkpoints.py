@@ -1,11 +1,14 @@
 """Checkpoints that cannot be read, are damaged, or were made by hand."""
 
 import errno
+import gc
 import json
 import os
 import resource
 import shutil
+from contextlib import ExitStack, contextmanager
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +57,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def record_of(item):
+    return json.loads((item / "metadata.json").read_text())
+
+
+def write_record(item, record):
+    """As whoever knows how it is done."""
+    (item / "metadata.json").write_text(json.dumps(checkpoint.sealed(record)))
+
+
 # --- not now --------------------------------------------------------------------------
 
 
@@ -81,10 +93,9 @@ def other_orbax(patch, folder):
     def refuse(*arguments, **options):
         raise RuntimeError("format 3 is not supported\nmore")
 
-    path = folder / "000002" / "metadata.json"
-    record = json.loads(path.read_text())
+    record = record_of(folder / "000002")
     assert record["orbax"] == stored_tree.VERSION
-    path.write_text(json.dumps(record | {"orbax": "9.8.7"}))
+    write_record(folder / "000002", record | {"orbax": "9.8.7"})
     patch.setattr(stored_tree.ocp.Checkpointer, "restore", refuse)
     return f"with Orbax {stored_tree.VERSION}, where Orbax 9.8.7 wrote it: format 3 is"
 
@@ -103,17 +114,35 @@ def test_what_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch, trouble):
     assert newest(tmp_path) == 1
 
 
-def test_too_few_file_handles_remove_nothing(tmp_path):
+@contextmanager
+def handles_left(count):
+    """No more than so many files can be opened."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    with ExitStack() as stack:
+        for handle in iter(lambda: os.open(os.devnull, os.O_RDONLY), used):
+            stack.callback(os.close, handle)  # there are gaps below
+        stack.callback(os.close, used)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + count, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_too_few_file_handles_remove_nothing(tmp_path, count):
     written(tmp_path)
     newest(tmp_path)  # whatever is opened once
-    before, limits = content(tmp_path), resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, limits[1]))
-    try:
-        result_or_one_line(lambda: newest(tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    before = content(tmp_path)
+    with (
+        handles_left(count),
+        pytest.raises(UserError, match="Too many open files; nothing is removed"),
+    ):
+        newest(tmp_path)
+    gc.collect()  # whoever was left half made complains now
     assert content(tmp_path) == before
+    assert newest(tmp_path) == 1
 
 
 # --- damaged --------------------------------------------------------------------------
@@ -180,9 +209,7 @@ def test_of_a_linked_folder_the_items_are_removed(tmp_path):
 
 
 def with_digests(item):
-    path = item / "metadata.json"
-    record = json.loads(path.read_text())
-    record["files"] = stored_tree._digests(
+    files = stored_tree._digests(
         item / "tree",
         [
             p.relative_to(item / "tree").as_posix()
@@ -190,7 +217,7 @@ def with_digests(item):
             if p.is_file()
         ],
     )
-    path.write_text(json.dumps(record))
+    write_record(item, record_of(item) | {"files": files})
 
 
 def stated(item, **changes):
@@ -199,8 +226,7 @@ def stated(item, **changes):
 
 
 def no_files(item):
-    path = item / "metadata.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}}))
+    write_record(item, record_of(item) | {"files": {}})
 
 
 def zarr_with_a_pipe(item):
@@ -240,15 +266,12 @@ def zarr_3(item):
 def a_large_file(item):
     with (item / "tree" / "large").open("wb") as file:
         file.truncate(2**40)
-    no_files(item)
-    path = item / "metadata.json"
-    record = json.loads(path.read_text())
-    record["files"] = {
+    files = {
         p.relative_to(item / "tree").as_posix(): "0"
         for p in (item / "tree").rglob("*")
         if p.is_file()
     }
-    path.write_text(json.dumps(record))
+    write_record(item, record_of(item) | {"files": files})
 
 
 def metadata_is_a_pipe(item):
@@ -294,22 +317,31 @@ class Kept:
             self.plans,
             on_outer=lambda progress: stops.append(progress.snapshot()),
         )
-        with keeper.Keeper(self.problem, self.plans, folder / "whole") as kept:
-            kept._keep(stops[-1], LogPosition(3, 1.0, 9))
+        self.stop = stops[-1]
         self.whole, self.again = folder / "whole", folder / "again"
+        self.written(self.stop, self.whole)
         self.name = names(self.whole / "checkpoints")[0]
 
-    def found(self, change):
-        """Where a run goes on once ``change(item)`` has been at work, or None."""
+    def written(self, snapshot, folder):
+        """Where a run goes on that has kept ``snapshot``."""
+        with keeper.Keeper(self.problem, self.plans, folder) as kept:
+            kept._keep(snapshot, LogPosition(3, 1.0, 9))
+        return self.where(folder)
+
+    def where(self, folder):
+        with keeper.Keeper(self.problem, self.plans, folder) as found:
+            return found.where
+
+    def look_at(self, change):
+        """Where a run goes on once ``change(item)`` has been at work."""
         shutil.rmtree(self.again, ignore_errors=True)
         shutil.copytree(self.whole, self.again)
         change(self.again / "checkpoints" / self.name)
+        return self.where(self.again)
 
-        def look():
-            with keeper.Keeper(self.problem, self.plans, self.again) as found:
-                return found.where
-
-        return result_or_one_line(look)
+    def found(self, change):
+        """The same, or None where it is refused in one line."""
+        return result_or_one_line(lambda: self.look_at(change))
 
 
 @pytest.fixture(scope="module")
@@ -319,10 +351,9 @@ def kept(tmp_path_factory):
 
 def in_metadata(change):
     def act(item):
-        path = item / "metadata.json"
-        record = json.loads(path.read_text())
+        record = record_of(item)
         change(record["metadata"])
-        path.write_text(json.dumps(record))
+        write_record(item, record)
 
     return act
 
@@ -398,6 +429,76 @@ JSON = st.recursive(
 )
 
 
+def test_a_checkpoint_of_an_older_version_is_refused(kept):
+    def old(item):
+        record = record_of(item)
+        del record[checkpoint.SEAL]
+        (item / "metadata.json").write_text(json.dumps(record))
+
+    with pytest.raises(UserError, match="written by an older version; nothing is rem"):
+        kept.look_at(old)
+    assert names(kept.again / "checkpoints") == [kept.name]
+
+
+def flipped(text, word, other):
+    assert len(word) == len(other)
+    assert text.count(word) == 1
+    return text.replace(word, other)
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ('"metrics_bytes": 9', '"metrics_bytes": 8'),
+        ('"done": 3', '"done": 2'),
+        ('"version"', '"versioo"'),
+        ('"machine"', '"machinf"'),
+        (f'"{checkpoint.SEAL}"', '"sha257"'),
+    ],
+)
+def test_a_flipped_bit_in_metadata_is_not_believed(kept, caplog, word, other):
+    def flip(item):
+        path = item / "metadata.json"
+        path.write_text(flipped(path.read_text(), word, other))
+
+    assert kept.found(flip) == "the beginning"
+    assert "is damaged, and there is no whole one before it" in caplog.text
+
+
+def cast(leaf):
+    return leaf.astype(np.float64 if leaf.dtype == np.float32 else np.int64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [*state, np.zeros(3)],
+        lambda state: state[:-1],
+        lambda state: [state[0][:, :, :1], *state[1:]],
+        lambda state: [cast(state[0]), *state[1:]],
+        lambda state: [*state[:-1], state[-1].reshape(1)],
+    ],
+)
+def test_a_state_of_another_run_gives_way(kept, caplog, tmp_path, change):
+    active = kept.stop.active
+    state = change(active.state)
+    stop = kept.stop._replace(active=active._replace(state=state))
+    assert kept.written(stop, tmp_path) == "the beginning"
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["pixels", "seen"])
+def test_finished_segments_of_another_shape_give_way(kept, caplog, tmp_path, field):
+    (first,) = kept.stop.finished
+    leaves, structure = jax.tree.flatten(getattr(first, field))
+    other = structure.unflatten([*leaves[:-1], leaves[-1][..., None]])
+    finished = [first._replace(**{field: other})]
+    assert kept.written(kept.stop._replace(finished=finished), tmp_path) == (
+        "the beginning"
+    )
+    assert "is damaged" in caplog.text
+
+
 def changed(item, name, data):
     path = item / name
     value = json.loads(path.read_text())
@@ -406,6 +507,9 @@ def changed(item, name, data):
         value = exchanged(value, at, data.draw(JSON))
         if not isinstance(value, dict | list):
             break
+    # One in two is sealed, and so looked into.
+    if name == "metadata.json" and isinstance(value, dict) and data.draw(st.booleans()):
+        value = checkpoint.sealed(value)
     deep = data.draw(st.sampled_from([0] * 9 + [100_000]))
     path.write_text("[" * deep + json.dumps(value))
 

@@ -28,8 +28,10 @@ from dasm_jax.dasm import run_dasm
 from dasm_jax.errors import Interrupted, UserError
 from dasm_jax.experiments import common, keeper, kept, sets
 from dasm_jax.experiments import distill as experiment
+from dasm_jax.experiments.rollback import Rollback, undo
 from dasm_jax.plan import plan_segments
 from dasm_jax.problem import make_problem
+from dasm_jax.progress import Progress, Snapshot
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schema import CheckpointSettings
 from dasm_jax.settings import from_config
@@ -75,7 +77,9 @@ def through_json(problem, plans, snapshot):
     layout = json.loads(json.dumps(layout))
     for array, like in zip(arrays, arrays_like(layout), strict=True):
         assert (array.shape, array.dtype) == (like.shape, like.dtype)
-    return from_arrays(problem, plans, [np.array(a) for a in arrays], layout)
+    found = from_arrays(problem, plans, [np.array(a) for a in arrays], layout)
+    kept._check_snapshot(problem, plans, found)
+    return found
 
 
 def without_seconds(results):
@@ -342,6 +346,24 @@ def test_a_damaged_evaluation_is_made_again(calm, tmp_path, caplog):
     assert outcome(tmp_path) == outcome(calm)
 
 
+def test_other_pixels_are_evaluated_anew(tmp_path):
+    problem = small_problem(network__depth=1, matcher__name="dm")
+    count, images = problem.settings.evaluate.networks, len(problem.dataset.test.labels)
+    values = iter((0.25, 0.5))
+
+    def accuracy(made_from):
+        with keeper.Keeper(problem, plan_segments(problem), tmp_path) as own:
+            return own.accuracy("evaluation_000", made, made_from).mean
+
+    def made():
+        value = next(values)
+        correct = np.full(images, value, np.float32)
+        return evaluate.Accuracy((value,) * count, (value,) * count, correct)
+
+    found = [accuracy(digest) for digest in ("a", "a", "b", "b")]
+    assert found == [0.25, 0.25, 0.5, 0.5]
+
+
 def test_checkpoints_of_another_run_are_refused(calm, tmp_path, monkeypatch):
     killed(tmp_path, 3)
     (tmp_path / "config.json").unlink()  # which is looked at first
@@ -604,6 +626,36 @@ def test_metrics_that_a_power_loss_took_are_said(tmp_path, caplog):
     assert said in (tmp_path / "log.txt").read_text()
 
 
+def test_what_a_rollback_has_cut_is_not_lost(tmp_path, caplog):
+    log = RunLog(tmp_path, 3)
+    log.metrics("a")
+    earlier = log.position
+    log.metrics("b", text="some more bytes than a rollback has " * 9)
+    later = log.position
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('no JSON\n[1]\n{"kind": "rollback"}\n{"halvings": 1}\n')
+    back = Rollback("a pixel is not finite", "the beginning", 1, earlier)
+    undo(log, back)
+    undo(log, back._replace(halvings=2))
+    log.close()  # killed before there is a checkpoint of it
+    RunLog(tmp_path, 3, after=later).close()
+    assert "lost" not in caplog.text + (tmp_path / "log.txt").read_text()
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [(r["kind"], r.get("halvings")) for r in lines] == [
+        ("a", None),
+        ("rollback", 1),
+        ("rollback", 2),
+    ]
+
+
+def test_metrics_that_vanish_are_said_in_one_line(tmp_path):
+    log = RunLog(tmp_path, 3)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No such"):
+        log.go_back(LogPosition(), lambda record: True)
+    log.close()
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
 def test_logs_that_lead_elsewhere_are_left_alone(tmp_path, name):
     (tmp_path / "precious").write_text("no whole line")
@@ -656,6 +708,39 @@ def fail(file):
     raise OSError("the first")
 
 
+@pytest.mark.parametrize("name", [".lock", "config.json"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    reader = os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(UserError, match=r"is no file; remove it|cannot be read"):
+            start(tmp_path)
+    finally:
+        os.close(reader)
+    with pytest.raises(UserError):
+        start(tmp_path)
+
+
+def test_logs_are_no_pipes(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    reader = os.open(tmp_path / "log.txt", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(UserError, match=r"log\.txt is no file; remove it"):
+        RunLog(tmp_path, 3, after=LogPosition())
+    os.close(reader)
+
+
+def test_a_pipe_in_the_place_of_a_summary(tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    with pytest.raises(UserError, match=r"summary\.json cannot be read; remove"):
+        start(tmp_path)
+
+
+def test_a_folder_that_is_named_like_an_unfinished_file(tmp_path):
+    (tmp_path / ".mine.unfinished").mkdir()
+    with open_workdir(str(tmp_path), from_config(small_config())):
+        assert (tmp_path / ".mine.unfinished").is_dir()
+
+
 def test_files_of_a_run_inside_are_left_alone(tmp_path):
     (tmp_path / "inner").mkdir()
     being_written = tmp_path / "inner" / ".summary.json.x.unfinished"
@@ -695,6 +780,51 @@ def test_never_begins_a_finished_run_anew(calm, tmp_path, monkeypatch):
     assert (tmp_path / "mine.txt").exists()
 
 
+def test_never_removes_experts_behind_links_and_of_tables(tmp_path, monkeypatch):
+    def item(*names):
+        path = tmp_path.joinpath(*names)
+        checkpoint.save(path.parent, path.name, [np.ones(1)], {})
+        return path
+
+    removed = [
+        item("elsewhere", "segment_01", "segment1_expert0"),
+        item("elsewhere", "bank", "segment0_expert0"),
+        item("runs", "dasm", "segment_02", "segment2_expert0"),
+        item("runs", "idc", "bank", "segment0_expert0"),
+    ]
+    stay = [item("elsewhere", "mine", "item"), item("runs", "mine", "bank", "item")]
+    (tmp_path / "elsewhere" / "segment_01" / "notes.txt").touch()
+    (tmp_path / "experts").symlink_to(tmp_path / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "remove_items", lambda folder: False)
+        with pytest.raises(UserError, match=r"'never', and .*segment_01 cannot be rem"):
+            run._remove_result(tmp_path)
+    run._remove_result(tmp_path)
+    assert not any(path.exists() for path in removed)
+    assert all(path.exists() for path in stay)
+    assert (tmp_path / "elsewhere" / "segment_01" / "notes.txt").exists()
+    assert (tmp_path / "experts").is_symlink()
+
+
+def test_distances_whose_sum_float32_cannot_hold(tmp_path, monkeypatch):
+    problem = small_problem(network__depth=1, matcher__name="dm")
+    plans = plan_segments(problem)
+    distances = np.full((2, 2), 3e38, np.float32)
+
+    def distil(self, *, on_outer, **rest):
+        on_outer(Progress(plans[0], 1, distances, 0.0, lambda: Snapshot([])))
+        return []
+
+    monkeypatch.setattr(keeper.Keeper, "distil", distil)
+    log = RunLog(tmp_path, 9)
+    with keeper.Keeper(problem, plans, tmp_path) as own:
+        experiment._distill(problem, own, tmp_path, log)
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["distance"] == pytest.approx(3e38)
+    assert line["distance_per_class"] == pytest.approx([3e38, 3e38])
+
+
 def test_time_and_memory_of_all_processes_are_counted(tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workdir, "peak_memory", lambda: {"process": 10**15, "gpu": None})
@@ -729,14 +859,26 @@ def test_another_machine_is_said(calm, tmp_path, caplog):
         there = here | {"devices": 2, "jax": "0.0.1"}
         patch.setattr(keeper.kept, "machine", lambda problem: there)
         killed(tmp_path, 1)
-    said = f"begun on 1 × cpu (cpu, jax {here['jax']}, jaxlib {here['jaxlib']}), goes "
-    said += f"on with 2 × cpu (cpu, jax 0.0.1, jaxlib {here['jaxlib']}): the last bits"
+    said = (
+        f"goes on with devices 2 where it was 1, jax 0.0.1 where it was {here['jax']}"
+    )
+    said += ": the last bits will differ"
     assert said in caplog.text
     assert said in (tmp_path / "log.txt").read_text()
     caplog.clear()
     killed(tmp_path / "same", 3)
     start(tmp_path / "same")
-    assert "begun on" not in caplog.text
+    assert "goes on with" not in caplog.text
+
+
+def test_what_the_last_bits_follow(monkeypatch):
+    here = kept.machine(small_problem())
+    assert {"cpu", "cores", "numpy", "optax", "flax", "jax", "jaxlib"} <= {*here}
+    assert here["cores"] >= 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    there = kept.machine(small_problem())
+    assert checkpoint.differences(here, there) == ["XLA_FLAGS"]
+    assert "--xla_cpu_enable_fast_math=true where it was" in kept.moved(here, there)
 
 
 # --- processes ------------------------------------------------------------------------

@@ -173,6 +173,20 @@ def test_without_a_checkpoint_it_begins_anew(tmp_path, monkeypatch):
     assert (line["halvings"], line["back_to"]) == (1, "the beginning")
 
 
+def test_rollbacks_of_the_polish_are_counted(tmp_path, monkeypatch):
+    whole = divergence.trouble
+
+    def trouble(problem, plan, outer, *arrays):
+        if plan.covers and not plan.halvings:
+            return "a pixel is not finite"
+        return whole(problem, plan, outer, *arrays)
+
+    monkeypatch.setattr(divergence, "trouble", trouble)
+    said = start(tmp_path, on_nonfinite="rollback", dasm__polish=0.5)
+    assert "rollbacks, each with the image rate halved: 1" in said
+    assert json.loads((tmp_path / "summary.json").read_text())["halvings"] == 1
+
+
 def test_sets_of_tables_go_back_too(tmp_path, fragile):
     settings = from_config(
         small_config(

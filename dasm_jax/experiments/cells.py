@@ -111,6 +111,9 @@ def fill(
                 for cell in source.cells:
                     results[cell] = bench.result(source, cell)
                     log.advance(f"{cell.name}: {_text(results[cell])}", True)
+                # Not sooner: whatever a kill leaves is discarded the next time.
+                if not any("failure" in results[cell] for cell in source.cells):
+                    discard(bench.folder(source))
     return results
 
 
@@ -195,6 +198,11 @@ class _Bench:
         self._log.metrics("cell", cell=cell.name, **result)
         return result
 
+    def folder(self, source: Source) -> Path:
+        """Of an unfinished run, which the same settings alone go on with."""
+        name = f"{source.whole.name}_{self._origin(source)['settings']}"
+        return self._workdir / "runs" / name
+
     def _origin(self, source: Source) -> dict[str, str]:
         """What a file of the source depends on, beside its name."""
         found = identity(source.settings or self._problem.settings)
@@ -274,9 +282,7 @@ class _Bench:
 
     def _make(self, source: Source, origin: dict[str, str]) -> None:
         """Make the sets of all cells of a source."""
-        # An unfinished run is gone on with by the same settings only.
-        name = f"{source.whole.name}_{origin['settings']}"
-        folder = self._workdir / "runs" / name
+        folder = self.folder(source)
         with self._clock.phase("make"):
             if source.settings is None:
                 parts = self._select(source.whole.method, source.whole.ipc)
@@ -301,7 +307,6 @@ class _Bench:
                 **origin,
             }
             write_json(facts, spent)
-        discard(folder)
 
 
 def digest(identity: dict[str, Any]) -> str:

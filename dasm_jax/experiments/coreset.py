@@ -31,6 +31,7 @@ def run(settings: Settings, workdir: Path) -> str:
     """Run the experiment; returns the table and the paths for the terminal."""
     summary = finished_summary(workdir)
     if summary is not None:
+        _discard(settings, workdir)
         return f"{shown_again(workdir, summary, _report)}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
@@ -78,9 +79,13 @@ def run(settings: Settings, workdir: Path) -> str:
         "failures": failures,
     }
     write_json(workdir / "summary.json", summary)
-    for method in c.methods:
-        discard(workdir / "runs" / method)
+    _discard(settings, workdir)
     return f"{_report(summary)}\n\n{_paths(workdir)}"
+
+
+def _discard(settings: Settings, workdir: Path) -> None:
+    for method in settings.coreset.methods:
+        discard(workdir / "runs" / method)
 
 
 def _make(

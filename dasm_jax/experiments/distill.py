@@ -1,6 +1,7 @@
 """Distil a dataset, evaluate every prefix, compare with Random and Full."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def run(settings: Settings, workdir: Path) -> str:
             reference, measured = _measure(problem, keeper, results, log)
         with clock.phase("evaluate"):
             rows = _evaluate(problem, keeper, results, reference, log)
-    summary = _summary(problem, results, rows, measured, clock)
+    halvings = keeper.snapshot.halvings
+    summary = _summary(problem, results, halvings, rows, measured, clock)
     write_json(workdir / "summary.json", summary)
     discard(workdir)
     return f"{_report(summary)}\n\n{_paths(workdir)}"
@@ -85,6 +87,7 @@ def _distill(
 
     def on_outer(progress: Progress) -> None:
         plan, distances = progress.plan, progress.distances
+        of_classes = distances.mean(axis=0, dtype=np.float64)  # f32 may overflow
         where = "polish"
         if not plan.covers:
             where = f"segment {plan.segment}/{problem.settings.dasm.segments}"
@@ -93,13 +96,13 @@ def _distill(
             segment=plan.segment,
             **({"part": "polish"} if plan.covers else {}),
             outer=progress.outer,
-            distance=float(distances.mean()),
-            distance_per_class=distances.mean(axis=0).tolist(),
+            distance=float(of_classes.mean()),
+            distance_per_class=of_classes.tolist(),
             device_seconds=progress.seconds,
         )
         text = (
             f"{where} outer {progress.outer}/{plan.outer_iterations} distance "
-            f"{distances.mean():.4g}"
+            f"{of_classes.mean():.4g}"
         )
         log.advance(text, progress.outer % every == 0)
 
@@ -185,8 +188,8 @@ def _segment_record(
         record["step_size"] = result.learned
     if difficulty is not None and shares is not None:
         record |= {
-            "score_mean_all": float(difficulty.scores.mean()),
-            "score_mean_pool": float(difficulty.scores[members].mean()),
+            "score_mean_all": float(difficulty.scores.mean(dtype=np.float64)),
+            "score_mean_pool": float(difficulty.scores[members].mean(dtype=np.float64)),
             "learned_share": float(difficulty.learned.mean()),
             "pool_share_by_difficulty_decile": shares.round(4).tolist(),
         }
@@ -228,10 +231,23 @@ def _evaluate(
     s = problem.settings
     table = Table(problem, log)
 
-    def add(name: str, ipc: int, make: Callable[[], Any], **more: Any) -> None:
-        """Evaluate the set that ``make`` gives, unless that was done before."""
+    def add(
+        name: str,
+        ipc: int,
+        make: Callable[[], Any],
+        pixels: Sequence[np.ndarray] = (),
+        **more: Any,
+    ) -> None:
+        """Evaluate the set that ``make`` gives, unless that was done before.
+
+        With other ``pixels`` it is another set: a run that went on elsewhere, or from
+        an earlier moment, may have made others of the same settings.
+        """
         cell = f"evaluation_{len(table.rows):03d}"
-        accuracy = keeper.accuracy(cell, lambda: evaluator(*make()))
+        made_from = hashlib.sha256(b"".join(each.tobytes() for each in pixels))
+        accuracy = keeper.accuracy(
+            cell, lambda: evaluator(*make()), made_from.hexdigest()
+        )
         if reference is not None:
             shares = measures.accuracy_by_decile(reference, accuracy)
             more["accuracy_by_decile"] = shares
@@ -245,7 +261,8 @@ def _evaluate(
     for k in range(1 if s.evaluate.prefixes else count, count + 1):
         ipc = sum(sizes[:k])
         segments = [result.pixels for result in results[:k]]
-        add(method_label(s), ipc, partial(decode_segments, problem, segments, total))
+        decoded = partial(decode_segments, problem, segments, total)
+        add(method_label(s), ipc, decoded, segments)
         if s.evaluate.baselines:
             add("Random", ipc, partial(evaluate.random_set, problem, ipc, total))
     if s.evaluate.baselines:
@@ -266,6 +283,7 @@ def method_label(s: Settings) -> str:
 def _summary(
     problem: Problem,
     results: list[SegmentResult],
+    halvings: int,
     rows: list[dict[str, Any]],
     measured: list[dict[str, Any]],
     clock: PhaseClock,
@@ -275,7 +293,7 @@ def _summary(
         "dataset": problem.dataset.name,
         "seed": s.seed,
         "segments": s.dasm.segments,
-        "halvings": results[-1].plan.halvings,
+        "halvings": halvings,
         "budget": s.dasm.budget,
         "matching_flops": sum(result.plan.flops for result in results),
         **_seconds(results),

@@ -205,7 +205,7 @@ class Keeper:
                     results = run_dasm(
                         self._problem,
                         self._plans,
-                        resume=_copied(self.snapshot),
+                        resume=kept.copied(self.snapshot),
                         experts_folder=experts_folder,
                         on_network=stop_if_asked,
                         on_expert=after_expert,
@@ -262,25 +262,29 @@ class Keeper:
         self._kept = [*before, newest][-self._most :]
         self._saved, self._unsaved = time.monotonic(), None
 
-    def once(self, name: str, like: Any, make: Callable[[], Any]) -> Any:
+    def once(
+        self, name: str, like: Any, make: Callable[[], Any], made_from: str = ""
+    ) -> Any:
         """A tree of arrays that is made once: read where it is stored, else stored.
 
         Args:
           name: of the item.
           like: its structure, shapes and dtypes.
           make: makes it; ``None`` is not stored.
+          made_from: tells apart what it may be made from, beside the run.
 
         Raises:
           UserError: it cannot be written, or whatever ``make`` raises.
         """
+        identity = {**self._identity, "made_from": made_from}
         try:
-            if read_metadata(self._folder, name) == self._identity:
+            if read_metadata(self._folder, name) == identity:
                 return load(self._folder, name, like)
         except Damaged:
             _log.warning("%s is damaged; it is made again", self._folder / name)
         tree = make()
         if tree is not None:
-            save(self._folder, name, tree, self._identity)
+            save(self._folder, name, tree, identity)
             self._account()
         return tree
 
@@ -294,7 +298,9 @@ class Keeper:
             raise cannot_write(self._folder, error) from error
         write_json(self._folder / ACCOUNTS, self._clock.record())
 
-    def accuracy(self, name: str, evaluate: Callable[[], Accuracy]) -> Accuracy:
+    def accuracy(
+        self, name: str, evaluate: Callable[[], Accuracy], made_from: str = ""
+    ) -> Accuracy:
         """Evaluate once, by the settings' number of networks, with one look."""
         s, test = self._problem.settings.evaluate, self._problem.dataset.test
         numbers = np.empty(s.networks)
@@ -304,7 +310,7 @@ class Keeper:
             networks, best, correct = evaluate()
             return Accuracy(np.array(networks), np.array(best), correct)  # type: ignore[arg-type]
 
-        networks, best, correct = self.once(name, like, make)
+        networks, best, correct = self.once(name, like, make, made_from)
         return Accuracy(tuple(networks.tolist()), tuple(best.tolist()), correct)
 
     def _place(self, snapshot: Snapshot) -> str:
@@ -332,12 +338,3 @@ class Keeper:
         self, arrays: list[np.ndarray], metadata: dict[str, Any]
     ) -> kept.Found:
         return kept.restored(self._problem, self._plans, arrays, metadata, self._folder)
-
-
-def _copied(snapshot: Snapshot) -> Snapshot:
-    """With a state of its own, which an update may be given, and so overwrite."""
-    active = snapshot.active
-    if active is None:
-        return snapshot
-    state = [leaf.copy() for leaf in active.state]
-    return snapshot._replace(active=active._replace(state=state))

@@ -1,7 +1,10 @@
 """What a checkpoint of a run holds, and whether a file that says so can be one."""
 
 import importlib.metadata
+import os
+import platform
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +12,10 @@ import jax
 import numpy as np
 
 from dasm_jax.budget import SegmentPlan
+from dasm_jax.checkpoint import differences
+from dasm_jax.dasm import segment_data, state_like
 from dasm_jax.errors import printable
+from dasm_jax.mesh import available_cores
 from dasm_jax.numbered import INSTEAD_OF, Item
 from dasm_jax.pools import Pool
 from dasm_jax.problem import Problem
@@ -18,8 +24,10 @@ from dasm_jax.records import LARGEST_AMOUNT
 from dasm_jax.run_log import LogPosition
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
 from dasm_jax.stored_tree import Damaged
+from dasm_jax.types import Params
+from dasm_jax.workdir import PACKAGES
 
-FORMAT = 2  # of what is stored; a checkpoint of another one is refused
+FORMAT = 3  # of what is stored; a checkpoint of another one is refused
 MOST_AXES = 32
 
 # What a file that is not ours makes of reading it.
@@ -45,27 +53,37 @@ class Found(NamedTuple):
 def machine(problem: Problem) -> dict[str, Any]:
     """What the last bits of a result follow, beside the settings."""
     mesh, device = problem.loop.mesh, jax.devices()[0]
+    of_cpu = {}
+    if device.platform == "cpu":  # XLA divides its sums by the threads there are
+        of_cpu = {"cpu": _cpu(), "cores": available_cores()}
     return {
         "devices": 1 if mesh is None else mesh.devices.size,
         "platform": device.platform,
         "kind": device.device_kind,
-        "jax": importlib.metadata.version("jax"),
-        "jaxlib": importlib.metadata.version("jaxlib"),
+        **of_cpu,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _cpu() -> str:
+    """The model of this machine's CPU, as far as it is told."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What there is to say of a run that goes on elsewhere; "" where it does not."""
-    if before == now:
+    changes = [
+        f"{name} {now.get(name)} where it was {before.get(name)}"
+        for name in differences(now, before)
+    ]
+    if not changes:
         return ""
-    ours, theirs = (
-        f"{of.get('devices')} × {of.get('platform')} ({of.get('kind')}, jax "
-        f"{of.get('jax')}, jaxlib {of.get('jaxlib')})"
-        for of in (now, before)
-    )
-    return printable(
-        f"begun on {theirs}, goes on with {ours}: the last bits will differ"
-    )
+    return printable(f"goes on with {', '.join(changes)}: the last bits will differ")
 
 
 def to_store(
@@ -129,6 +147,15 @@ def as_kept(item: Item) -> Kept:
     return Kept(item.number, *item.content, tried=INSTEAD_OF in item.metadata)
 
 
+def copied(snapshot: Snapshot) -> Snapshot:
+    """With a state of its own, which an update may be given, and so overwrite."""
+    active = snapshot.active
+    if active is None:
+        return snapshot
+    state = [leaf.copy() for leaf in active.state]
+    return snapshot._replace(active=active._replace(state=state))
+
+
 def _is_position(log: dict[str, Any]) -> bool:
     return (
         {*log} == {*LogPosition._fields}
@@ -187,16 +214,35 @@ def _check_snapshot(
     done = len(finished) + (active is not None)
     _require(done <= len(plans) and halvings >= 0)
     n_classes, shape = problem.dataset.n_classes, problem.dataset.image_shape
+    params = jax.eval_shape(problem.network.init, jax.random.key(0))
+    seen = problem.method.view(params)
     for plan, result in zip(plans, finished):
-        _require(result.pixels.shape == (n_classes, plan.size, *shape))
-        _check_pool(problem, result.pool)
+        pixels = jax.ShapeDtypeStruct((n_classes, plan.size, *shape), np.float32)
+        _check_like((result.pixels, result.seen), (pixels, seen))
+        _check_pool(problem, result.pool, params)
     if active is not None:
         plan = plans[len(finished)]
         _require(0 <= active.outer <= plan.outer_iterations and active.pool_round >= 0)
-        _check_pool(problem, active.pool)
+        _check_pool(problem, active.pool, params)
+        data = segment_data(
+            problem,
+            plan,
+            active.pool,
+            active.pool_round,
+            [result.pixels for result in finished],
+        )
+        _check_like(active.state, state_like(problem, plan, data))
 
 
-def _check_pool(problem: Problem, pool: Pool) -> None:
+def _check_like(arrays: Any, like: Any) -> None:
+    """Refuse leaves of another number, shape or dtype."""
+    for ours, expected in zip(
+        jax.tree.leaves(arrays), jax.tree.leaves(like), strict=True
+    ):
+        _require(ours.shape == expected.shape and ours.dtype == expected.dtype)
+
+
+def _check_pool(problem: Problem, pool: Pool, params: Params) -> None:
     count = len(problem.dataset.train.labels)
     _require(len(pool.members) == problem.dataset.n_classes)
     for members in pool.members:
@@ -204,10 +250,8 @@ def _check_pool(problem: Problem, pool: Pool) -> None:
         _require(((members >= 0) & (members < count)).all())
     if pool.difficulty is not None:
         _require(all(values.shape == (count,) for values in pool.difficulty))
-    params = jax.eval_shape(problem.network.init, jax.random.key(0))
     for network in pool.networks:
-        pairs = zip(jax.tree.leaves(network), jax.tree.leaves(params), strict=True)
-        _require(all(ours.shape == like.shape for ours, like in pairs))
+        _check_like(network, params)
 
 
 def _require(true: bool | np.bool) -> None:

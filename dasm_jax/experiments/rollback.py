@@ -2,9 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from dasm_jax.run_log import LogPosition, RunLog
-
-ROLLBACK = "rollback"  # the kind of its metrics
+from dasm_jax.run_log import ROLLBACK, LogPosition, RunLog
 
 
 class Rollback(NamedTuple):
@@ -52,7 +50,8 @@ def undo(log: RunLog, rollback: Rollback) -> None:
     """
 
     def stays(record: dict[str, Any]) -> bool:
-        return record["kind"] == ROLLBACK and record["halvings"] < rollback.halvings
+        halvings = record.get("halvings") if record.get("kind") == ROLLBACK else None
+        return type(halvings) is int and halvings < rollback.halvings
 
     log.go_back(rollback.log, stays)
     log_rollback(log, rollback)
