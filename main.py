@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -42,17 +43,17 @@ def main(argv: list[str]) -> None:
     hosts.start(f.coordinator, f.processes, f.process, f.distributed)
     try:
         text = run.run(settings.from_config(f.config), f.workdir)
-    except (UserError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        hosts.leave(2)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        hosts.leave(128 + stop.signal)
-    except BaseException:
+    except BaseException as error:
         if hosts.alone():
             raise
-        traceback.print_exc()
-        hosts.leave(1)  # else the others would wait for this one, and it for them
+        code = told(error)
+        if code is None:
+            with suppress(OSError):
+                traceback.print_exc()
+                why = "where another process ended before, its message says why"
+                print(why, file=sys.stderr)
+        # Else the others would wait for this one, and it for them.
+        hosts.leave(1 if code is None else code)
     if hosts.is_first():
         print("\n".join(map(printable, text.split("\n"))))
 
@@ -87,6 +88,24 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise UserError(" ".join(text.split())) from None
 
 
+def told(error: BaseException) -> int | None:
+    """Say in one line how a run ended early; the exit code, ``None`` for a bug."""
+    if isinstance(error, UserError | NonFiniteError):
+        line, code = f"error: {error}", 2
+    elif isinstance(error, Interrupted):
+        line, code = str(error), 128 + error.signal
+    elif isinstance(error, KeyboardInterrupt):  # where there was nothing to keep
+        line, code = "stopped by SIGINT; start it again to go on", 130
+    else:
+        return None
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # Ctrl-C has ended the other end of the pipe, too
+        # Else Python would try once more, and exit with 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    return code
+
+
 def _can_write(folder: os.PathLike) -> bool:
     try:
         os.makedirs(folder, exist_ok=True)
@@ -100,9 +119,8 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # type: ignore[attr-defined]
     try:
         app.run(main, flags_parser=parse_flags)
-    except (UserError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # where there was nothing to keep
-        print("stopped by SIGINT; start it again to go on", file=sys.stderr)
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as error:
+        code = told(error)
+        if code is None:
+            raise
+        sys.exit(code)

@@ -4,7 +4,6 @@ All of them compute the same, each on its share, and must therefore decide the s
 they start from the same files, those in the first one's folder.
 """
 
-import io
 import os
 import socket
 import sys
@@ -12,19 +11,36 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dasm_jax.errors import UserError
-from dasm_jax.schema import Settings, TrajectoryMatchingSettings
+from dasm_jax.errors import Interrupted, NonFiniteError, UserError
+from dasm_jax.schema import (
+    BatchMethodSettings,
+    Settings,
+    TrajectoryMatchingSettings,
+)
 
 CHUNK = 2**26  # bytes that are sent at once
-# Folders of a run that may lie on another disk; no other link is followed.
+# All that a run of several processes reads in its workdir, and where it draws;
+# a user may have put other things there, other runs among them.
+READ = (
+    "summary.json",
+    "metrics.jsonl",
+    "plans.json",
+    "images",
+    "cells",
+    "sets",
+    "runs",
+    "checkpoints",
+    "experts",
+)
+# Folders that may lie on another disk.
 MAY_BE_LINKS = ("checkpoints", "experts")
 TIMEOUT = 300  # s until all processes have to be there
 
@@ -121,7 +137,8 @@ def is_first() -> bool:
 def leave(code: int) -> NoReturn:
     """End this process; others that wait for it are told, and end too."""
     if jax.distributed.is_initialized():
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os._exit(code)  # sys.exit would wait minutes for them, and they for this one
     sys.exit(code)
 
@@ -134,7 +151,7 @@ def agree(number: int) -> int:
 
 
 def check(settings: Settings) -> None:
-    """Refuse what only a single process can do.
+    """Refuse what only a single process can do, of an experiment or of one run of it.
 
     Raises:
       UserError: the settings ask for it.
@@ -152,14 +169,14 @@ def check(settings: Settings) -> None:
             f"config.matcher.{name}.folder cannot be shared by several processes; "
             "leave it empty, and experts are kept in --workdir"
         )
-    if (
-        isinstance(m, TrajectoryMatchingSettings)
-        and settings.on_nonfinite == "rollback"
-    ):
-        # Experts are read again, and only the first process has them.
+    if m.stores_networks and settings.on_nonfinite == "rollback":
+        # They are read again, and only the first process has them.
+        what = f"config.matcher.name={name!r}"
+        if isinstance(m, BatchMethodSettings):
+            what = f"config.matcher.{name}.trajectory.bank={m.trajectory.bank}"
         raise UserError(
             f"config.on_nonfinite='rollback' does not go with several processes and "
-            f"config.matcher.name={name!r}; use 'stop'"
+            f"{what}; use 'stop'"
         )
 
 
@@ -167,62 +184,117 @@ def check(settings: Settings) -> None:
 def folder(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
     """The folder of a run for this process.
 
-    The first one enters ``open_folder``; the others get a copy in a temporary folder,
-    so that they find what it finds, and what they write is removed in the end.
+    The first one enters ``open_folder``; the others get a copy of what a run reads, in
+    a temporary folder: they find what it finds, and what they write is removed in the
+    end. None leaves before all are done, or it would be missed.
 
     Raises:
-      UserError: the first process could not open it.
+      UserError: the first process could not open or send it, or this one could not
+        store the copy.
     """
     if alone():
         with open_folder as workdir:
             yield workdir
-    elif is_first():
-        with ExitStack() as stack:
-            try:
-                workdir = stack.enter_context(open_folder)
-                packed = _pack(workdir)
-            except BaseException:
-                _send([])
-                raise
-            _send(packed)
+        return
+    try:
+        with _sent(open_folder) if is_first() else _copied() as workdir:
             yield workdir
-    else:
-        with tempfile.TemporaryDirectory() as copy:
-            content = _receive()
-            if not content:
-                raise UserError("the first process could not open --workdir")
-            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-                archive.extractall(copy, filter="data")
-            yield Path(copy)
+    except (Interrupted, NonFiniteError):  # which come to all alike
+        agree(0)
+        raise
+    agree(0)
 
 
-def _pack(workdir: Path) -> list[bytes]:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(workdir.resolve(), arcname=".", filter=_no_link)
-        for name in MAY_BE_LINKS:
-            path = workdir / name
-            if path.is_symlink() and path.is_dir():
-                archive.add(path.resolve(), arcname=name, filter=_no_link)
-    content = packed.getvalue()
-    return [content[i : i + CHUNK] for i in range(0, len(content), CHUNK)]
+@contextmanager
+def _sent(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            workdir = stack.enter_context(open_folder)
+            with _in_one_line("--workdir cannot be sent to the other processes"):
+                packed = _pack(workdir)
+        except BaseException:
+            _send(None)
+            raise
+        with packed:
+            _send(packed)
+        yield workdir
 
 
-def _no_link(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return member if member.isreg() or member.isdir() else None
+@contextmanager
+def _copied() -> Iterator[Path]:
+    with ExitStack() as stack:
+        with _in_one_line("no copy of --workdir can be stored (TMPDIR says where)"):
+            copy = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            path = Path(stack.enter_context(copy))
+            _receive(path)
+        yield path
 
 
-def _send(chunks: list[bytes]) -> None:
-    multihost_utils.broadcast_one_to_all(np.int32(len(chunks)))
-    for chunk in chunks:
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def _pack(workdir: Path) -> IO[bytes]:
+    """An archive, open and at its end, of what a run reads.
+
+    Raises:
+      UserError: it holds a link or a device, which only the first process would follow.
+      OSError, TarError: it cannot be read, or there is no room for the archive.
+    """
+    packed = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name in READ:
+                path = workdir / name
+                if name in MAY_BE_LINKS and path.is_dir():
+                    path = path.resolve()
+                if os.path.lexists(path):
+                    archive.add(path, arcname=name, filter=_no_link)
+    except BaseException:
+        packed.close()
+        raise
+    return packed
+
+
+def _no_link(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    if member.isreg() or member.isdir() or member.islnk():  # the last is a hard one
+        return member
+    raise UserError(
+        f"{member.name} in --workdir is a link, or neither file nor folder, and the "
+        "other processes would not find what the first one does; put what it leads to "
+        "in its place"
+    )
+
+
+def _send(file: IO[bytes] | None) -> None:
+    size = file.seek(0, os.SEEK_END) if file else 0
+    multihost_utils.broadcast_one_to_all(np.int32(-(-size // CHUNK)))
+    if file is None:
+        return
+    file.seek(0)
+    while chunk := file.read(CHUNK):
         multihost_utils.broadcast_one_to_all(np.int32(len(chunk)))
         multihost_utils.broadcast_one_to_all(np.frombuffer(chunk, np.uint8))
 
 
-def _receive() -> bytes:
-    chunks = []
-    for _ in range(int(multihost_utils.broadcast_one_to_all(np.int32(0)))):
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
-        chunk = multihost_utils.broadcast_one_to_all(np.zeros(size, np.uint8))
-        chunks.append(np.asarray(chunk).tobytes())
-    return b"".join(chunks)
+def _receive(folder: Path) -> None:
+    """Unpack what ``_send`` sends.
+
+    Raises:
+      UserError: that is nothing.
+      OSError, TarError: it cannot be stored.
+    """
+    with tempfile.TemporaryFile(dir=folder) as packed:
+        for _ in range(int(multihost_utils.broadcast_one_to_all(np.int32(0)))):
+            size = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
+            chunk = multihost_utils.broadcast_one_to_all(np.zeros(size, np.uint8))
+            packed.write(np.asarray(chunk).tobytes())
+        if not packed.tell():
+            raise UserError("the first process could not open --workdir; it says why")
+        packed.seek(0)
+        with tarfile.open(fileobj=packed) as archive:
+            archive.extractall(folder, filter="data")

@@ -56,7 +56,7 @@ def _run_in(folder: Path, settings: Settings, workdir: str) -> str:
         _remove_result(folder)
     with memory_explained(settings):
         text = experiment(settings, folder)
-    if not _is_newer(folder / REPORT, folder / "summary.json"):
+    if hosts.is_first() and not _is_newer(folder / REPORT, folder / "summary.json"):
         from dasm_jax import report  # here, for matplotlib takes a while to import
 
         try:

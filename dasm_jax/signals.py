@@ -1,14 +1,14 @@
-"""SIGTERM and Ctrl-C: the first one is noted, the second one ends the process."""
+"""SIGTERM, SIGHUP, Ctrl-C: the first is noted, a second one ends the process."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Noted:
@@ -20,6 +20,9 @@ class Noted:
 @contextmanager
 def noted() -> Iterator[Noted]:
     """Note the first signal, and leave the next one to the operating system.
+
+    But for SIGHUP: a terminal that closes sends it more than once, and some services
+    send it along with SIGTERM, so after the first signal it is ignored.
 
     A process that another one of ours started ignores the next one, from then on: it is
     the same, which went to both, and which the other one passed on. Signals that the
@@ -36,13 +39,17 @@ def noted() -> Iterator[Noted]:
     def note(number: int, frame: Any) -> None:
         found.signal = number
         for each in before:
-            signal.signal(each, signal.SIG_IGN if ours_above else signal.SIG_DFL)
+            ignored = ours_above or each == signal.SIGHUP
+            signal.signal(each, signal.SIG_IGN if ignored else signal.SIG_DFL)
         if ours_above:
             return  # that one says it
         # A handler must not print: it may have interrupted a print.
         name = signal.Signals(number).name
-        text = f"{name}: stopping at the next checkpoint; a second one stops at once\n"
-        os.write(2, text.encode())
+        again = "SIGTERM" if number == signal.SIGHUP else "a second one"
+        text = f"{name}: stopping at the next checkpoint; {again} stops at once\n"
+        # Whoever read it may be gone: Ctrl-C ends a pipe as a whole.
+        with suppress(OSError):
+            os.write(2, text.encode())
 
     before = {
         number: signal.getsignal(number)
@@ -66,3 +73,22 @@ def raise_again(found: Noted) -> None:
     """
     if found.signal is not None:
         signal.raise_signal(found.signal)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach before they ask for it.
+
+    Until then they import, under a handler of Python's that ends with a traceback. They
+    ask with ``release_interrupts``, and what came in the meantime comes then.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_interrupts() -> None:
+    """End what ``interrupts_held`` began, in a process that was started inside."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

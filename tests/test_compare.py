@@ -186,6 +186,30 @@ def test_a_killed_cell_does_not_end_the_table(monkeypatch):
 # --- signals --------------------------------------------------------------------------
 
 
+def tell_masks(experiment, settings, folder):
+    """Whether Ctrl-C is held back before a cell runs, and in it."""
+
+    def held():
+        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    before = held()
+
+    def tell(settings, workdir):
+        raise UserError(f"{before} {held()} {signal.getsignal(signal.SIGINT).name}")
+
+    compare.distill.run = tell
+    return run_cell(experiment, settings, folder)
+
+
+def test_ctrl_c_waits_while_a_cell_imports(tmp_path, monkeypatch):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    monkeypatch.setattr(compare, "run_cell", tell_masks)
+    s = settings_with(experiment="distill")
+    result = compare._in_a_process("distill", s, str(tmp_path))
+    assert result == {"failure": "True False SIG_DFL"}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
 def stop_when_asked(experiment, settings, folder):
     """A cell that keeps what it has, and gets every signal more than once."""
     with signals.noted() as found:

@@ -1,19 +1,23 @@
 """Several processes: one set, written once, and nobody left waiting."""
 
-import io
+import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
+import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dasm_jax import hosts
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotWrite, Interrupted, NonFiniteError, UserError
+from dasm_jax.experiments.common import ends_table
 from tests.test_mesh import ROUNDING
 
 ROOT = Path(__file__).parent.parent
@@ -62,13 +66,16 @@ def start(*arguments, cache):
     )
 
 
-def run_two(workdir, cache, *more):
-    """(exit code, stdout without Gloo's greetings, stderr) of both processes."""
+def begin_two(workdir, cache, *more):
     meeting = ["--processes=2", f"--coordinator=localhost:{free_port()}"]
-    both = [
+    return [
         start(f"--workdir={workdir}", *meeting, f"--process={i}", *more, cache=cache)
         for i in range(2)
     ]
+
+
+def ended(both):
+    """(exit code, stdout without Gloo's greetings, stderr) of both processes."""
     results = []
     try:
         for process in both:
@@ -80,6 +87,10 @@ def run_two(workdir, cache, *more):
             process.kill()
             process.communicate()  # or its pipes would fail a later test
     return results
+
+
+def run_two(workdir, cache, *more):
+    return ended(begin_two(workdir, cache, *more))
 
 
 def test_two_processes_write_the_set_of_one_and_write_it_once(tmp_path):
@@ -124,26 +135,214 @@ def test_two_processes_show_what_is_finished_and_refuse_another_run(tmp_path):
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
-def test_of_links_only_a_folder_of_the_run_is_sent(tmp_path):
+SHORT = (
+    "--config.matcher.name=dm",
+    "--config.matcher.dm.real_batch=8",
+    "--config.matcher.dm.loop.inner=2",
+    "--config.synthetic.factor=1",
+)
+
+
+def metrics(workdir, kind):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def assert_made_alike(tmp_path, cache, *more):
+    """``two`` is what one process makes by the same flags."""
+    one = start(f"--workdir={tmp_path}/one", *more, cache=cache)
+    ended([one])
+    assert one.returncode == 0
+    sets = [np.load(tmp_path / name / "synthetic.npz") for name in ("one", "two")]
+    np.testing.assert_allclose(
+        sets[0]["stored_pixels"], sets[1]["stored_pixels"], atol=ROUNDING, rtol=0
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    diverges = (  # without a norm: f32 overflows, until the rate is a few times smaller
+        *SHORT,
+        "--config.matcher.dm.loop.niter=4",
+        "--config.matcher.dm.image.lr=1e11",
+        "--config.network.norm=none",
+        "--config.evaluate.recipe.lr=1e-30",
+        "--config.checkpoint.minutes=0",
+        "--config.on_nonfinite=rollback",
+    )
+    (code, _, err), (other_code, _, other_err) = run_two(
+        tmp_path / "two", cache, *diverges
+    )
+    assert (code, other_code) == (0, 0), err + other_err
+    assert_made_alike(tmp_path, cache, *diverges)
+    gone_back = [metrics(tmp_path / name, "rollback") for name in ("one", "two")]
+    for line in (*gone_back[0], *gone_back[1]):
+        line.pop("seconds")
+    assert gone_back[0] == gone_back[1] != []
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(tmp_path):
+    cache, workdir = tmp_path / "cache", tmp_path / "two"
+    cache.mkdir()
+    long = (*SHORT, "--config.matcher.dm.loop.niter=120")
+    both = begin_two(workdir, cache, *long)
+    until = time.monotonic() + PATIENCE
+    log = workdir / "log.txt"
+    while not log.exists() or "outer" not in log.read_text():
+        assert time.monotonic() < until
+        assert both[0].poll() is None, ended(both)
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGTERM)  # one of them hears it, and both stop
+    results = ended(both)
+    assert [code for code, _, _ in results] == [143, 143], results
+    assert "goes on from segment 1, outer iteration" in results[0][2]
+    stopped = len(metrics(workdir, "outer"))
+    assert 0 < stopped < 120
+    assert [code for code, _, _ in run_two(workdir, cache, *long)] == [0, 0]
+    assert [p.name for p in cache.iterdir() if p.name.startswith("tmp")] == []
+    assert len(metrics(workdir, "outer")) == 120
+    assert_made_alike(tmp_path, cache, *long)
+
+
+def packed(workdir, copy):
+    """Names that another process finds."""
+    with hosts._pack(workdir) as file:
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            archive.extractall(copy, filter="data")
+    return {path.relative_to(copy).as_posix() for path in copy.rglob("*")}
+
+
+def test_only_what_a_run_reads_is_sent(tmp_path):
     workdir, other = tmp_path / "run", tmp_path / "other"
-    for folder in (workdir / "images", other / "000001"):
+    for folder in (workdir / "cells", workdir / "another_run", other / "000001"):
         folder.mkdir(parents=True)
         (folder / "file").write_text("content")
+    os.link(workdir / "cells" / "file", workdir / "cells" / "same")
     (workdir / "checkpoints").symlink_to(other)
     (workdir / "secret").symlink_to("/etc/hostname")
     (workdir / "datasets").symlink_to(other)
-    (workdir / "images" / "deeper").symlink_to(other)
-    (other / "loop").symlink_to(workdir)
-    with tarfile.open(fileobj=io.BytesIO(b"".join(hosts._pack(workdir)))) as archive:
-        archive.extractall(tmp_path / "copy", filter="data")
-    copied = {p.relative_to(tmp_path / "copy") for p in (tmp_path / "copy").rglob("*")}
-    assert {path.as_posix() for path in copied} == {
-        "images",
-        "images/file",
+    assert packed(workdir, tmp_path / "copy") == {
+        "cells",
+        "cells/file",
+        "cells/same",
         "checkpoints",
         "checkpoints/000001",
         "checkpoints/000001/file",
     }
+
+
+@pytest.mark.parametrize("name", ["cells", "summary.json", "checkpoints/000001"])
+def test_what_only_the_first_process_would_follow_is_refused(tmp_path, name):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"^{name} in --workdir is a link, or neither"):
+        hosts._pack(tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(UserError, match=f"^{name} in --workdir is a link, or neither"):
+        hosts._pack(tmp_path / "run")
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Play both processes: the first one's words, which the other one hears."""
+    words = []
+
+    def broadcast(word):
+        words.append(np.array(word))
+        return word
+
+    def heard(like):
+        word = words.pop(0)
+        assert word.shape == like.shape
+        return word
+
+    def take(number):
+        monkeypatch.setattr(hosts, "alone", lambda: False)
+        monkeypatch.setattr(hosts, "is_first", lambda: number == 0)
+        monkeypatch.setattr(hosts, "agree", lambda number: number)
+        monkeypatch.setattr(
+            hosts.multihost_utils, "broadcast_one_to_all", (broadcast, heard)[number]
+        )
+
+    return take
+
+
+def test_the_others_find_what_the_first_one_finds(tmp_path, sent, monkeypatch):
+    monkeypatch.setattr(hosts, "CHUNK", 1000)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "file").write_text("content")
+    sent(0)
+    with hosts.folder(nullcontext(tmp_path)) as workdir:
+        assert workdir == tmp_path
+    sent(1)
+    with hosts.folder(nullcontext()) as workdir:
+        assert (workdir / "cells" / "file").read_text() == "content"
+        assert [path.name for path in workdir.iterdir()] == ["cells"]
+    assert not workdir.exists()
+
+
+def test_the_others_end_where_the_first_one_finds_nothing(tmp_path, sent):
+    (tmp_path / "cells").symlink_to("nowhere")
+    sent(0)
+    with pytest.raises(UserError), hosts.folder(nullcontext(tmp_path)):
+        raise AssertionError
+    sent(1)
+    with (
+        pytest.raises(UserError, match="the first process could not open --workdir"),
+        hosts.folder(nullcontext()),
+    ):
+        raise AssertionError
+
+
+def test_no_room_for_the_copy_is_one_line(tmp_path, sent, monkeypatch):
+    sent(0)
+    with hosts.folder(nullcontext(tmp_path)):
+        pass
+    sent(1)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with (
+        pytest.raises(
+            UserError, match=r"no copy of --workdir can be stored .*No space"
+        ),
+        hosts.folder(nullcontext()),
+    ):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (None, True),
+        (Interrupted(15, "stopped"), True),
+        (NonFiniteError("a pixel", None), True),
+        (UserError("of this process alone"), False),
+    ],
+)
+def test_nobody_leaves_before_all_are_done(tmp_path, sent, monkeypatch, error, waits):
+    sent(0)
+    agreed = []
+    monkeypatch.setattr(hosts, "agree", agreed.append)
+    with suppress(Exception), hosts.folder(nullcontext(tmp_path)):
+        if error is not None:
+            raise error
+    assert agreed == [0] * waits
+
+
+def test_an_error_of_one_process_ends_the_table_of_all(monkeypatch):
+    user, write = UserError("no memory"), CannotWrite("full")
+    diverged = NonFiniteError("a pixel", None)
+    assert [ends_table(e) for e in (user, write, diverged)] == [False, True, False]
+    monkeypatch.setattr(hosts, "alone", lambda: False)
+    assert [ends_table(e) for e in (user, write, diverged)] == [True, True, False]
 
 
 @pytest.mark.parametrize(

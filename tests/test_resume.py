@@ -501,9 +501,30 @@ def test_the_second_signal_is_left_to_the_system(capfd):
         assert found.signal is None
         os.kill(os.getpid(), signal.SIGINT)
         assert found.signal == signal.SIGINT
-        for each in signals.SIGNALS:
+        for each in (signal.SIGTERM, signal.SIGINT):
             assert signal.getsignal(each) is signal.SIG_DFL
     assert capfd.readouterr().err.startswith("SIGINT: stopping at")
+
+
+def test_a_terminal_that_closes_says_so_more_than_once(capfd):
+    with signals.noted() as found:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert found.signal == signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    error = capfd.readouterr().err
+    assert error == "SIGHUP: stopping at the next checkpoint; SIGTERM stops at once\n"
+
+
+def test_a_signal_is_noted_where_nobody_reads_of_it(monkeypatch):
+    def gone(handle, text):
+        raise BrokenPipeError
+
+    with signals.noted() as found:
+        monkeypatch.setattr(os, "write", gone)
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.undo()
+        assert found.signal == signal.SIGINT
 
 
 def test_a_signal_that_nobody_looked_at_is_raised_again(tmp_path, monkeypatch):
@@ -914,6 +935,19 @@ def test_exit_codes_of_signals(tmp_path):
     first, second = errors.splitlines()
     assert first.startswith("SIGTERM: stopping at the next checkpoint")
     assert second.startswith("stopped by SIGTERM; the same command goes on from seg")
+
+
+@pytest.mark.slow
+def test_exit_code_of_a_signal_where_nobody_reads(tmp_path):
+    run = Run(tmp_path / "run", COMPILED, (*FEWER, "--config.checkpoint.minutes=9"))
+    begun, process = run.begun(), run.start()
+    while not begun():
+        assert process.poll() is None, process.communicate()
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 129
+    assert (run.workdir / "checkpoints" / "000001" / "metadata.json").exists()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from dasm_jax import divergence, hosts
 from dasm_jax.errors import NonFiniteError, UserError
-from dasm_jax.experiments import keeper, sets
+from dasm_jax.experiments import cells, keeper, sets
 from dasm_jax.settings import from_config
 from tests.small import small_config, small_dataset
 from tests.test_resume import (  # noqa: F401  (fixtures)
@@ -204,10 +204,31 @@ def test_sets_of_tables_go_back_too(tmp_path, fragile):
     assert [rollback.halvings for rollback in told] == [1, 2]
 
 
-def test_several_processes_do_not_share_experts(monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"matcher__name": "mtt"}, "config.matcher.name='mtt'"),
+        (
+            {"matcher__name": "dm", "matcher__dm__trajectory__bank": 2},
+            "config.matcher.dm.trajectory.bank=2",
+        ),
+    ],
+)
+def test_several_processes_do_not_share_experts(tmp_path, monkeypatch, changes, named):
     monkeypatch.setattr(hosts, "alone", lambda: False)
     hosts.check(from_config(small_config(on_nonfinite="rollback")))
-    with pytest.raises(UserError, match="on_nonfinite='rollback' does not go with"):
-        hosts.check(
-            from_config(small_config(on_nonfinite="rollback", matcher__name="mtt"))
-        )
+    hosts.check(from_config(small_config(**changes)))
+    settings = from_config(small_config(on_nonfinite="rollback", **changes))
+    # Also where a table makes the settings: the run itself refuses.
+    for refuse in (
+        lambda: hosts.check(settings),
+        lambda: sets.distil(settings, small_dataset(2), tmp_path / "run"),
+        lambda: cells.check_sources(
+            settings,
+            [cells.Source(settings, (cells.Cell("x", 4, 0, 4),))],
+            small_dataset(2),
+        ),
+    ):
+        with pytest.raises(UserError, match="rollback' does not go with.*" + named):
+            refuse()
+    assert not (tmp_path / "run").exists()

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dasm_jax import evaluate, records
-from dasm_jax.errors import CannotWrite, NonFiniteError, UserError
+from dasm_jax import evaluate, hosts, records
+from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
-from dasm_jax.experiments.common import accounted, check_fit, percent
+from dasm_jax.experiments.common import accounted, check_fit, ends_table, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.rollback import log_rollback
 from dasm_jax.files import read_json, read_record, write_json
@@ -127,6 +127,8 @@ def check_sources(settings: Settings, sources: list[Source], dataset: Dataset) -
         if whole:
             real = made or sets.settings_for(settings, "random", whole, 0)
             check_fit(real, dataset)
+        if made:
+            hosts.check(made)
 
 
 def failures_of(results: dict[Cell, Result]) -> list[str]:
@@ -189,9 +191,9 @@ class _Bench:
         try:
             full = cell.method == FULL
             result = self._full() if full else self._of_set(source, cell, origin)
-        except CannotWrite:
-            raise
         except (UserError, NonFiniteError) as error:
+            if ends_table(error):
+                raise
             return {"failure": str(error)}
         result |= origin
         write_json(path, result)

@@ -161,7 +161,8 @@ def _in_a_process(
     """
     context = multiprocessing.get_context("spawn")  # JAX is threaded
     with signals.noted() as found, ProcessPoolExecutor(1, context) as executor:
-        cell = executor.submit(run_cell, experiment, settings, folder)
+        with signals.interrupts_held():  # the process starts here
+            cell = executor.submit(run_cell, experiment, settings, folder)
         _pass_on(found, cell)
         try:
             failure = cell.result()
@@ -204,6 +205,7 @@ def run_cell(experiment: str, settings: Settings, folder: str) -> dict[str, Any]
         # Where there is nothing to keep, Ctrl-C ends this process without a traceback.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signals.release_interrupts()
     try:
         with memory_explained(settings), open_workdir(folder, settings) as workdir:
             runs[experiment](settings, workdir)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dasm_jax import evaluate
-from dasm_jax.errors import CannotWrite, NonFiniteError, UserError
+from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.common import (
     Table,
+    ends_table,
     finished_summary,
     load_problem,
     percent,
@@ -48,9 +49,9 @@ def run(settings: Settings, workdir: Path) -> str:
             try:
                 with clock.phase("select"):
                     parts = _make(problem, select, method, workdir, log)
-            except CannotWrite:
-                raise
             except (UserError, NonFiniteError) as error:  # of this method only
+                if ends_table(error):
+                    raise
                 failures[sets.LABELS[method]] = str(error)
                 log.advance(f"{method}: {error}", True)
                 continue

@@ -61,9 +61,10 @@ class Keeper:
         ``clock`` goes on from where it stood when something was kept.
 
         Raises:
-          UserError: it is of another config, version or dataset, or there has to be
-            one and there is none.
+          UserError: it is of another config, version or dataset, there has to be one
+            and there is none, or several processes cannot do this (``hosts.check``).
         """
+        hosts.check(problem.settings)
         c = problem.settings.checkpoint
         self._problem, self._plans = problem, plans
         self._folder = folder / CHECKPOINTS

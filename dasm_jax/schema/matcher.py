@@ -58,6 +58,11 @@ class MethodSettings:
         """Whether networks trained on the finished segments are matched on."""
         return False
 
+    @property
+    def stores_networks(self) -> bool:
+        """Whether networks trained on real images are stored: experts, or a bank."""
+        return False
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchMethodSettings(MethodSettings):
@@ -70,6 +75,10 @@ class BatchMethodSettings(MethodSettings):
     @property
     def needs_segment_networks(self) -> bool:
         return self.trajectory.start == "segments"
+
+    @property
+    def stores_networks(self) -> bool:
+        return self.trajectory.bank > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +110,10 @@ class TrajectoryMatchingSettings(MethodSettings):
     at_once: Annotated[int, within(0)]
     folder: str
     recipe: RecipeSettings
+
+    @property
+    def stores_networks(self) -> bool:
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
