@@ -1,6 +1,7 @@
 """Strict JAX for every test: no silent promotion, shapes checked, eight CPU devices."""
 
 import os
+import signal
 from importlib.metadata import version
 
 # Tests compile far longer than they compute: LLVM is told to hurry.
@@ -38,6 +39,8 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+
 # Whole files go to one worker each, and the longest must not be the last.
 LONGEST = (
     "test_mesh",
@@ -72,6 +75,18 @@ def cache_dir(tmp_path, monkeypatch):
     monkeypatch.setenv("DASM_CACHE_DIR", str(folder))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _signals_of_a_terminal():
+    """Tests that are started in the background ignore these, and so would runs."""
+    found = {}
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            found[number] = signal.signal(number, DEFAULTS[number])
+    yield
+    for number, handler in found.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

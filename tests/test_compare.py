@@ -359,6 +359,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_true_table(table):
     workdir, printed, document, _ = table
     text = (workdir / "table.md").read_text()
@@ -397,6 +398,7 @@ def test_a_true_table(table):
     assert date[:10] in text
 
 
+@pytest.mark.slow
 def test_cells_are_distilled_as_the_table_says(table):
     workdir, *_ = table
     for column, segments in (("one-segment", 1), ("dasm", 2)):
@@ -411,6 +413,7 @@ def test_cells_are_distilled_as_the_table_says(table):
             assert set(file["stored_segments"]) == set(range(1, segments + 1))
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_does_not_end_the_table(table):
     workdir, *_ = table
     text = (workdir / "table.md").read_text()
@@ -425,6 +428,7 @@ def test_a_cell_that_fails_does_not_end_the_table(table):
     assert records[-1]["label_bytes"] > records[-1]["image_bytes"] / 256
 
 
+@pytest.mark.slow
 def test_soft_labels_of_a_true_table_are_noted(table):
     workdir, *_ = table
     summary = read(workdir / "cells" / "sre2l_one-segment_ipc4_seed0" / "summary.json")
@@ -435,6 +439,7 @@ def test_soft_labels_of_a_true_table_are_noted(table):
     assert note.endswith(f"hard labels {100 * hard['mean']:.1f}.")
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_run_again(table):
     workdir, printed, document, start = table
     cells = workdir / "cells"
@@ -467,6 +472,7 @@ def test_finished_cells_are_not_run_again(table):
     assert document.read_text() == expected
 
 
+@pytest.mark.slow
 def test_a_table_of_other_settings_is_another_table(table, tmp_path):
     workdir, *_ = table
     other = changed(tiny_table(tmp_path / "results.md"), {"evaluate.steps": 5})

@@ -187,6 +187,7 @@ def test_a_set_without_its_facts_is_made_again(finished):
     assert (workdir / "sets" / "dasm_ipc4_seed1.npz").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_more_sizes_are_added(finished, monkeypatch):
     workdir, _ = finished
     made = []

@@ -330,11 +330,16 @@ def test_networks_start_from_those_trained_on_finished_segments():
             "matcher__idc__loop__niter": 12,
         },  # more than networks
         {"matcher__idc__trajectory__data": "pool"},
-        {"matcher__idc__layers": "all"},
+        pytest.param({"matcher__idc__layers": "all"}, marks=pytest.mark.slow),
         {"matcher__idc__metric": "cos", "matcher__idc__image__lr": 0.05},
         {"synthetic__factor": 2},
-        {"synthetic__factor": 2, "synthetic__formation": "multi"},
-        {"synthetic__factor": 2, "synthetic__formation": "bound"},
+        *(
+            pytest.param(
+                {"synthetic__factor": 2, "synthetic__formation": formation},
+                marks=pytest.mark.slow,
+            )
+            for formation in ("multi", "bound")
+        ),
     ],
     ids=lambda change: "-".join(f"{k.split('__')[-1]}={v}" for k, v in change.items()),
 )

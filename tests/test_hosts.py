@@ -38,6 +38,7 @@ TINY = [
             "matcher.idc.trajectory.n_data=64",
             "evaluate.steps=4",
             "evaluate.networks=2",
+            "evaluate.recipe.augment=none",
             "evaluate.baselines=False",
             "evaluate.prefixes=False",
             "measure.networks=0",

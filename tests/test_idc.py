@@ -20,7 +20,7 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import make_problem
 from dasm_jax.recipes import recipe_from
 from dasm_jax.settings import from_config
-from tests.small import small_dataset
+from tests.small import slow_but, small_dataset
 
 OUTER, INNER = 3, 4
 
@@ -138,7 +138,7 @@ def literal_idc(problem):
     return np.asarray(final).reshape(shape), np.array(distances).reshape(-1, n_classes)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", slow_but(["constant", "cosine"], "constant"))
 def test_one_segment_is_the_public_loop(schedule):
     problem = make_problem(from_config(config(schedule)), small_dataset())
     seen = []

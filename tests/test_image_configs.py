@@ -70,6 +70,7 @@ def start(name, workdir, **changes):
 # --- the two configs ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_imagenet10(tmp_path):
     """With a network that compiles in seconds; its own one below."""
     root = photos(tmp_path / "photos")

@@ -14,7 +14,13 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.matching import Span
 from dasm_jax.recipes import recipe_from
 from dasm_jax.settings import from_config
-from tests.small import small_config, small_dataset, small_problem, small_results
+from tests.small import (
+    slow_but,
+    small_config,
+    small_dataset,
+    small_problem,
+    small_results,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -313,7 +319,7 @@ def test_difficulty_of_the_pool(problem, reference):
     assert records[1]["pool_share_by_decile"] != [1.0] * 10
 
 
-@pytest.mark.parametrize("name", ["idc", "dsa", "dm", "cafe", "mtt"])
+@pytest.mark.parametrize("name", slow_but(["idc", "dsa", "dm", "cafe", "mtt"], "idc"))
 def test_what_the_matcher_looked_at(name):
     problem = small_problem(matcher__name=name)
     results = small_results(matcher__name=name)
@@ -455,6 +461,7 @@ def test_measuring_does_not_change_a_bit(runs):
         assert row["networks"] == other["networks"]
 
 
+@pytest.mark.slow
 def test_one_image_per_class_has_no_diversity(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
     summary, _ = start(tmp_path, ipc=2, evaluate__baselines=False)

@@ -286,7 +286,7 @@ def test_every_matcher_makes_segments_and_repeats_itself(name):
     assert len(first[1].pool.members[0]) < 40  # a window, not everything
 
 
-@pytest.mark.parametrize("name", slow_but(MATCHERS, "dm", "mtt"))
+@pytest.mark.parametrize("name", slow_but(MATCHERS, "dm"))
 def test_scan_on_accelerators_gives_the_same_numbers(name):
     problem = small_problem(matcher__name=name)
     rolled = problem._replace(loop=Loop(rolled=True, steps_per_call=2))
@@ -381,6 +381,7 @@ def test_experts_of_a_segment_learn_from_its_pool_in_its_window():
 # --- steps ahead of a run -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_loops_of_dc_follow_the_images_of_the_segment():
     changes = {"matcher__name": "dc", "matcher__dc__loop__inner": 0}
     changes |= {"matcher__dc__trajectory__epochs": 0, "dasm__budget": "per_segment"}

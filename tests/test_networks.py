@@ -19,7 +19,7 @@ from dasm_jax.nets import (
 )
 from dasm_jax.nets.layers import average_pool, max_pool
 from dasm_jax.types import Batch
-from tests.small import small_problem
+from tests.small import slow_but, small_problem
 
 # Small enough to be compiled and run by the dozen.
 SMALL = {
@@ -119,7 +119,7 @@ def check_last_layer(name, image_shape):
 
 
 @pytest.mark.usefixtures("few_layers")
-@pytest.mark.parametrize("image_shape", SHAPES)
+@pytest.mark.parametrize("image_shape", slow_but(SHAPES, SHAPES[0]))
 @pytest.mark.parametrize("name", NETS)
 def test_last_layer_is_what_the_classifier_sees(name, image_shape):
     check_last_layer(name, image_shape)
@@ -317,7 +317,9 @@ def check_running_statistics(name):
 
 
 @pytest.mark.usefixtures("few_layers")
-@pytest.mark.parametrize("name", ["vgg11", "resnet10", "resnet_ap10", "densenet"])
+@pytest.mark.parametrize(
+    "name", slow_but(["vgg11", "resnet10", "resnet_ap10", "densenet"], "resnet_ap10")
+)
 def test_running_statistics(name):
     check_running_statistics(name)
 

@@ -148,10 +148,11 @@ def test_a_rate_of_zero_leaves_every_bit():
     [
         {"dasm__context": "cumulative"},
         {"matcher__idc__trajectory__start": "segments", "dasm__rescore_every": 1},
-        pytest.param({"matcher__name": "dsa"}, marks=pytest.mark.slow),
+        {"matcher__name": "dsa"},
     ],
     ids=["cumulative", "segments", "dsa"],
 )
+@pytest.mark.slow
 def test_a_polish_of_other_kinds(changes):
     problem = small_problem(**{"network__depth": 1, "dasm__polish": 0.3, **changes})
     results, outer = run_watched(problem)
@@ -184,6 +185,7 @@ def test_tiles_are_those_of_the_segments():
     assert (weights == 1).all()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_polish(tmp_path):
     config = small_config(
         **DM, evaluate__networks=1, network__depth=1, measure__networks=1

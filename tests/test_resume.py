@@ -37,7 +37,7 @@ from dasm_jax.schema import CheckpointSettings
 from dasm_jax.settings import from_config
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
 from dasm_jax.workdir import open_workdir
-from tests.small import small_config, small_dataset, small_problem
+from tests.small import slow_but, small_config, small_dataset, small_problem
 from tests.torture import ROOT, Run, torture
 
 # --- the loop -------------------------------------------------------------------------
@@ -96,56 +96,46 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"ipc": 3, "dasm__segments": 3, "matcher__idc__loop__niter": 6},
-        {
-            "dasm__rescore_every": 2,
-            "matcher__idc__loop__niter": 8,
-            "matcher__idc__trajectory__start": "segments",
-            "matcher__idc__trajectory__data": "pool",
-        },
-        pytest.param({"dasm__context": "cumulative"}, marks=pytest.mark.slow),
-        pytest.param({"matcher__name": "dsa"}, marks=pytest.mark.slow),
-        {"matcher__name": "dm", "dasm__scored_by": "real", "dasm__pool": "disjoint"},
-        {"matcher__name": "mtt"},
-        pytest.param(
-            {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
-            marks=pytest.mark.slow,
-        ),
-        {
-            "matcher__name": "dm",
-            "matcher__dm__batches": "kmeans",
-            "matcher__dm__loop__niter": 6,
-            "dasm__rescore_every": 2,
-        },
-        {
-            "dasm__polish": 0.5,
-            "matcher__idc__loop__niter": 8,
-            "matcher__idc__trajectory__start": "segments",
-        },
-        {
-            "matcher__name": "dm",
-            "matcher__dm__trajectory__bank": 2,
-            "matcher__dm__trajectory__bank_epochs": 1,
-            "matcher__dm__trajectory__perturb": 0.1,
-        },
-    ],
-    ids=[
-        "idc",
-        "rescoring",
-        "cumulative",
-        "dsa",
-        "real",
-        "mtt",
-        "cosine",
-        "kmeans",
-        "polish",
-        "bank",
-    ],
-)
-def test_every_outer_iteration_is_a_place_to_stop(changes, tmp_path):
+STOPS = {
+    "idc": {"ipc": 3, "dasm__segments": 3, "matcher__idc__loop__niter": 6},
+    "rescoring": {
+        "dasm__rescore_every": 2,
+        "matcher__idc__loop__niter": 8,
+        "matcher__idc__trajectory__start": "segments",
+        "matcher__idc__trajectory__data": "pool",
+    },
+    "cumulative": {"dasm__context": "cumulative"},
+    "dsa": {"matcher__name": "dsa"},
+    "real": {
+        "matcher__name": "dm",
+        "dasm__scored_by": "real",
+        "dasm__pool": "disjoint",
+    },
+    "mtt": {"matcher__name": "mtt"},
+    "cosine": {"matcher__name": "dm", "matcher__dm__image__schedule": "cosine"},
+    "kmeans": {
+        "matcher__name": "dm",
+        "matcher__dm__batches": "kmeans",
+        "matcher__dm__loop__niter": 6,
+        "dasm__rescore_every": 2,
+    },
+    "polish": {
+        "dasm__polish": 0.5,
+        "matcher__idc__loop__niter": 8,
+        "matcher__idc__trajectory__start": "segments",
+    },
+    "bank": {
+        "matcher__name": "dm",
+        "matcher__dm__trajectory__bank": 2,
+        "matcher__dm__trajectory__bank_epochs": 1,
+        "matcher__dm__trajectory__perturb": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", slow_but(STOPS, "idc", "rescoring", "mtt"))
+def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
+    changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})
     plans = plan_segments(problem)
     experts = tmp_path / "experts"

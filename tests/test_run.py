@@ -78,6 +78,7 @@ def test_synthetic_file_is_complete_and_holds_no_pickle(finished):
     np.testing.assert_allclose(arrays["std"], train.std(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_whitening_goes_with_the_set(finished, tmp_path):
     workdir, _ = finished
     start(tmp_path, data__zca=True, evaluate__networks=1)
