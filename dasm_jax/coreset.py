@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dasm_jax import sampling, scoring, selection, trainers, training
-from dasm_jax.errors import UserError
+from dasm_jax.errors import SameForAll
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem
 from dasm_jax.recipes import recipe_from
@@ -142,7 +142,7 @@ def _check_finite(problem: Problem, params: Params) -> None:
     finite = jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), params)
     if not all(jax.tree.leaves(finite)):
         rate = problem.settings.evaluate.recipe.lr
-        raise UserError(
+        raise SameForAll(
             "a network that selects images diverged; lower "
             f"config.evaluate.recipe.lr={rate:g}"
         )

@@ -93,7 +93,7 @@ class Shared(NamedTuple):
     supplier: Supplier
     on_outer: Callable[[Progress], None]
     on_need: Callable[[Need], None]
-    estimated: set[SegmentPlan]  # plans whose memory was asked for, but for the number
+    estimated: set[SegmentPlan]  # what plans whose memory was asked for compile to
 
 
 def run_dasm(

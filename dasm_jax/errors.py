@@ -35,6 +35,10 @@ class CannotWrite(UserError):
     """A file cannot be written: nothing that comes after can be, so the run ends."""
 
 
+class SameForAll(UserError):
+    """A mistake that every process of a run meets alike: none is left waiting."""
+
+
 class NonFiniteError(FloatingPointError):
     """The matching distance or a pixel is no longer a finite number.
 

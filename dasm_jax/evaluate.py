@@ -9,7 +9,7 @@ import numpy as np
 
 from dasm_jax import coreset, hosts, sampling, trainers
 from dasm_jax import mesh as meshes
-from dasm_jax.errors import UserError
+from dasm_jax.errors import SameForAll
 from dasm_jax.keys import Use, key_for
 from dasm_jax.nets import Network
 from dasm_jax.problem import Problem
@@ -122,7 +122,7 @@ def make_evaluator(
             seen = _unless_out_of_memory(lambda c=chunk: train_chunk(c, data, table))
             if hosts.agree(int(seen is None)) or seen is None:
                 if len(chunk) == 1:
-                    raise UserError(
+                    raise SameForAll(
                         "the device is out of memory with a single evaluation network; "
                         f"lower config.evaluate.recipe.batch={recipe.batch}"
                     )
@@ -130,7 +130,7 @@ def make_evaluator(
                 continue
             for number, correct in zip(chunk, seen[-1]):
                 if np.isnan(correct).any():
-                    raise UserError(
+                    raise SameForAll(
                         f"evaluation network {number + 1} diverged; lower "
                         f"config.evaluate.recipe.lr={recipe.learning_rate:g}"
                     )

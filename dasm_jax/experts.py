@@ -18,7 +18,7 @@ from jaxtyping import Array, Key
 
 from dasm_jax import checkpoint, sampling, trainers, training
 from dasm_jax import mesh as meshes
-from dasm_jax.errors import UserError
+from dasm_jax.errors import SameForAll, UserError
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
 from dasm_jax.matching import Span
@@ -113,7 +113,7 @@ def make_expert_trainer(
                     state = advance(key, state, data, table, size)
             _fill(buffer, np.s_[:, epoch], seen(state.params))
             if not all(np.isfinite(x[:, epoch]).all() for x in jax.tree.leaves(buffer)):
-                raise UserError(
+                raise SameForAll(
                     f"an expert of {_whose(segment)} diverged in epoch {epoch}; lower "
                     f"{plan.rate}={plan.recipe.learning_rate:g}"
                 )

@@ -215,7 +215,7 @@ def _sent(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
         except BaseException:
             _send(None)
             raise
-        with packed:
+        with packed, _in_one_line("--workdir cannot be sent to the other processes"):
             _send(packed)
         yield workdir
 

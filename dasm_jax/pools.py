@@ -10,7 +10,7 @@ import numpy as np
 
 from dasm_jax import sampling, schedule, scoring, trainers, training
 from dasm_jax.clusters import by_clusters, make_clusterer
-from dasm_jax.errors import UserError
+from dasm_jax.errors import SameForAll
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.recipes import recipe_from
@@ -98,7 +98,7 @@ def make_pool_maker(
     def difficulty_by(judges, segment):
         difficulty = score(judges, *problem.real)
         if not np.isfinite(difficulty.scores).all():
-            raise UserError(
+            raise SameForAll(
                 f"the networks that score for segment {segment} diverged; lower "
                 f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished "
                 "segments are kept"

@@ -16,8 +16,14 @@ import numpy as np
 import pytest
 
 from dasm_jax import hosts
-from dasm_jax.errors import CannotWrite, Interrupted, NonFiniteError, UserError
-from dasm_jax.experiments.common import ends_table
+from dasm_jax.errors import (
+    CannotWrite,
+    Interrupted,
+    NonFiniteError,
+    SameForAll,
+    UserError,
+)
+from dasm_jax.experiments.common import failed
 from tests.test_mesh import ROUNDING
 
 ROOT = Path(__file__).parent.parent
@@ -340,10 +346,19 @@ def test_nobody_leaves_before_all_are_done(tmp_path, sent, monkeypatch, error, w
 
 def test_an_error_of_one_process_ends_the_table_of_all(monkeypatch):
     user, write = UserError("no memory"), CannotWrite("full")
-    diverged = NonFiniteError("a pixel", None)
-    assert [ends_table(e) for e in (user, write, diverged)] == [False, True, False]
+    diverged, alike = NonFiniteError("a pixel", None), SameForAll("a network")
+
+    def ending():
+        """Which of them end a table."""
+        for error in (user, write, diverged, alike):
+            try:
+                assert failed(error) == {"failure": str(error)}
+            except type(error):
+                yield error
+
+    assert list(ending()) == [write]
     monkeypatch.setattr(hosts, "alone", lambda: False)
-    assert [ends_table(e) for e in (user, write, diverged)] == [True, True, False]
+    assert list(ending()) == [user, write]
 
 
 @pytest.mark.parametrize(

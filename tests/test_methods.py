@@ -272,7 +272,7 @@ def test_one_segment_of_trajectory_matching_is_the_public_loop():
 # --- under DASM -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow_but(MATCHERS, "idc", "dm", "mtt"))
+@pytest.mark.parametrize("name", slow_but(MATCHERS, "idc", "dm"))
 def test_every_matcher_makes_segments_and_repeats_itself(name):
     first, again = small_results(matcher__name=name), run(matcher__name=name)
     start = start_of(small_problem(matcher__name=name)).reshape(2, IPC, 8, 8, 1)

@@ -133,7 +133,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(STOPS, "idc", "rescoring", "mtt"))
+@pytest.mark.parametrize("name", slow_but(STOPS, "idc", "rescoring"))
 def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
     changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})

@@ -366,6 +366,7 @@ def test_rows_survive_the_file():
         lambda t: t.replace("abc", "\0"),
         lambda t: t + "9" * 200_000,
         lambda t: t.replace(",1,0.5", ",0,0.5"),
+        lambda t: t.replace("; test", ""),
     ],
 )
 def test_a_damaged_file_is_one_line(damage, tmp_path):

@@ -46,7 +46,7 @@ def get_config(dataset=""):
         f"grown: {GROWN}",
         f"whole: {WHOLE}",
         f"joint: {JOINT}",
-        # What difficulty adds to a sequence that sees itself: nothing in the second.
+        # A sequence that sees itself, with difficulty and without.
         f"seen_grown: {SEEN} {GROWN}",
         f"seqmatch: dasm.pool=full {SEEN} {GROWN}",
         f"whole_seen: {WHOLE} {SEEN}",

@@ -18,7 +18,7 @@ from dasm_jax import evaluate, hosts, records
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
-from dasm_jax.experiments.common import accounted, check_fit, ends_table, percent
+from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.rollback import log_rollback
 from dasm_jax.files import read_json, read_record, write_json
@@ -192,9 +192,7 @@ class _Bench:
             full = cell.method == FULL
             result = self._full() if full else self._of_set(source, cell, origin)
         except (UserError, NonFiniteError) as error:
-            if ends_table(error):
-                raise
-            return {"failure": str(error)}
+            return failed(error)
         result |= origin
         write_json(path, result)
         self._log.metrics("cell", cell=cell.name, **result)

@@ -9,7 +9,13 @@ import numpy as np
 
 from dasm_jax import hosts
 from dasm_jax.data import load_dataset
-from dasm_jax.errors import CannotWrite, Interrupted, UserError
+from dasm_jax.errors import (
+    CannotWrite,
+    Interrupted,
+    NonFiniteError,
+    SameForAll,
+    UserError,
+)
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.files import expecting_ours, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
@@ -89,16 +95,18 @@ def shown_again(
         return f"{report(summary)}\n\n{FINISHED}"
 
 
-def ends_table(error: Exception) -> bool:
-    """Whether an error of one cell ends its table.
+def failed(error: Exception) -> dict[str, Any]:
+    """What a table holds of a cell that failed; raises the error where it ends all.
 
     Where nothing can be written any more it does. Of several processes one may be alone
     with an error, as with memory and files of its own, while the others wait for it in
-    the cell: there only a divergence, which comes to all alike, ends no more than that.
+    the cell: there only what all meet alike, such as a divergence, ends no more than
+    that.
     """
-    if isinstance(error, CannotWrite):
-        return True
-    return isinstance(error, UserError) and not hosts.alone()
+    alike = hosts.alone() or isinstance(error, SameForAll | NonFiniteError)
+    if isinstance(error, CannotWrite) or not alike:
+        raise error
+    return {"failure": str(error)}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.common import (
     Table,
-    ends_table,
+    failed,
     finished_summary,
     load_problem,
     percent,
@@ -50,9 +50,7 @@ def run(settings: Settings, workdir: Path) -> str:
                 with clock.phase("select"):
                     parts = _make(problem, select, method, workdir, log)
             except (UserError, NonFiniteError) as error:  # of this method only
-                if ends_table(error):
-                    raise
-                failures[sets.LABELS[method]] = str(error)
+                failures[sets.LABELS[method]] = failed(error)["failure"]
                 log.advance(f"{method}: {error}", True)
                 continue
             seconds = sum(part.seconds for part in parts)

@@ -19,7 +19,7 @@ from dasm_jax import __version__, evaluate, mesh, nets, records
 from dasm_jax.data.cache import default_dir
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
-from dasm_jax.experiments.common import load_problem, percent, recorded, written
+from dasm_jax.experiments.common import failed, load_problem, percent, recorded, written
 from dasm_jax.experiments.evaluate_table import add_scores, markdown, render
 from dasm_jax.files import write_atomically, write_json
 from dasm_jax.problem import Problem, network_for
@@ -211,8 +211,8 @@ class _Runner:
             began = time.perf_counter()
             try:
                 accuracy = self._evaluate(cell, recipe)
-            except UserError as error:  # its result, and not the end of the table
-                result = dict[str, Any](failure=str(error))
+            except UserError as error:
+                result = failed(error)
             else:
                 result = {
                     "networks": list(accuracy.networks),

@@ -13,6 +13,7 @@ import numpy as np
 
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.checkpoint import differences
+from dasm_jax.clusters import by_clusters
 from dasm_jax.dasm import segment_data, state_like
 from dasm_jax.errors import printable
 from dasm_jax.mesh import available_cores
@@ -224,6 +225,7 @@ def _check_snapshot(
         plan = plans[len(finished)]
         _require(0 <= active.outer <= plan.outer_iterations and active.pool_round >= 0)
         _check_pool(problem, active.pool, params)
+        _check_clusters(problem, active.pool)
         data = segment_data(
             problem,
             plan,
@@ -252,6 +254,14 @@ def _check_pool(problem: Problem, pool: Pool, params: Params) -> None:
         _require(all(values.shape == (count,) for values in pool.difficulty))
     for network in pool.networks:
         _check_like(network, params)
+
+
+def _check_clusters(problem: Problem, pool: Pool) -> None:
+    _require((pool.clusters is not None) == by_clusters(problem.settings))
+    if pool.clusters is not None:
+        for clusters, members in zip(pool.clusters, pool.members, strict=True):
+            _require(clusters.shape == members.shape and clusters.dtype == np.int32)
+            _require(((clusters >= 0) & (clusters < problem.method.real_batch)).all())
 
 
 def _require(true: bool | np.bool) -> None:

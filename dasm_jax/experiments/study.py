@@ -197,9 +197,8 @@ def setup_of(settings: Settings, dataset: Dataset) -> str:
     """
     s = settings
     common = identity(s)
-    for name in ("seed", "ipc", "measure"):
-        common.pop(name, None)
-    common["evaluate"].pop("networks", None)
+    common["data"].pop("data_dir")  # another machine has it elsewhere
+    common["evaluate"].pop("networks")
     common["data_hash"] = dataset.content_hash
     share = f" {s.data.validation:g}" if s.data.validation else ""
     name = slug(s.data.name)

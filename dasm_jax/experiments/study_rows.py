@@ -13,11 +13,13 @@ from dasm_jax.errors import UserError
 from dasm_jax.experiments.cells import Cell, Result
 from dasm_jax.records import is_amount
 
+SETUP = "data; network; evaluation; split; digest"
+
 
 class Row(NamedTuple):
     """An evaluation network of a cell, or a cell that failed."""
 
-    setup: str  # data; network; evaluation; split; its digest, parted by semicolons
+    setup: str  # as SETUP says
     arm: str
     changes: str  # of the settings, field=value …
     ipc: int  # 0 for the full set
@@ -156,6 +158,8 @@ def _checked(values: list[str]) -> Row:
             raise ValueError(name)
         typed.append(value)
     row = Row(*typed)
+    if len(row.setup.split("; ")) != len(SETUP.split("; ")):
+        raise ValueError("setup")
     if row.accuracy > 1 or bool(row.failure) != (row.network == 0):
         raise ValueError("accuracy")
     return row

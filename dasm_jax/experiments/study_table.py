@@ -236,6 +236,7 @@ def summary_of(rows: list[Row], baseline: str) -> dict[str, Any]:
         }
         if found is not None:
             line |= {"difference": found.mean, "low": found.low, "high": found.high}
+            line |= {"margin": found.margin, "seen": found.seen}
         table.append(line)
     return {
         "dataset": rows[0].setup.split(";")[0],
