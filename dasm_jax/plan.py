@@ -22,7 +22,7 @@ _counted: dict[tuple, float] = {}
 class Costs(NamedTuple):
     """Matching FLOPs of one inner step."""
 
-    whole: float  # on the set as one segment
+    whole: float  # on the set as one segment; 0 where no budget is counted in them
     of_size: dict[int, float]  # on a segment of so many images per class
     polish: float  # on all segments together; 0 where there is no polish
 
@@ -31,8 +31,9 @@ def costs_of(problem: Problem) -> Costs:
     """Count what the steps of a run cost; its length plays no part."""
     s = problem.settings
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
+    counted = s.dasm.budget == "flops"
     return Costs(
-        matching_flops(problem, s.ipc, None),
+        matching_flops(problem, s.ipc, None) if counted else 0.0,
         {n: matching_flops(problem, n, context_of(problem)) for n in {*sizes}},
         matching_flops(problem, s.ipc, sizes) if is_polished(problem) else 0.0,
     )

@@ -82,8 +82,8 @@ def test_rolled_loops_on_devices_that_talk(devices):
 @pytest.mark.parametrize(
     ("name", "talks"),
     [
-        pytest.param("dm", False, marks=pytest.mark.slow),
-        ("mtt", False),
+        ("dm", False),
+        pytest.param("mtt", False, marks=pytest.mark.slow),
         pytest.param("cafe", True, marks=pytest.mark.slow),
         pytest.param("dsa", True, marks=pytest.mark.slow),
     ],
