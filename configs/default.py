@@ -54,7 +54,9 @@ def get_config() -> ConfigDict:
     # published it, 2 for idc and 1 for all others.
     synthetic.factor = 0
     synthetic.formation = "single"  # single, multi (factors 1…f), bound (at most 128)
-    synthetic.init = "mix"  # mix (f² real images per stored one), random, kmeans, noise
+    # mix (f² real images per stored one), random, kmeans, noise, or cover (mix, of what
+    # no finished segment is near to)
+    synthetic.init = "mix"
 
     config.matcher = matchers.get_config()  # the objective, and its settings
 

@@ -15,7 +15,6 @@ from dasm_jax import coreset, selection, training
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem
 from dasm_jax.schema import BatchMethodSettings, Settings
-from dasm_jax.selection import ClassEvidence
 from dasm_jax.types import Params
 
 # (segment, pool round, members i64[P_c] per class, network) -> clusters i32[P_c]
@@ -53,14 +52,8 @@ def make_clusterer(problem: Problem, root: jax.Array) -> Clusterer:
                 rows = training.to_unit(jnp.asarray(train[own])).reshape(len(own), -1)
             else:
                 rows = jnp.asarray(embedded[own])
-            nothing = jnp.zeros(widest)
-            evidence = ClassEvidence(
-                key=key_for(root, Use.REAL_CLUSTERS, segment, pool_round, label),
-                embeddings=jnp.pad(rows, ((0, widest - len(own)), (0, 0))),
-                scores=nothing,
-                draws=nothing,
-                valid=jnp.arange(widest) < len(own),
-            )
+            key = key_for(root, Use.REAL_CLUSTERS, segment, pool_round, label)
+            evidence = selection.evidence_of(key, rows, widest)
             found.append(np.asarray(assign(evidence))[: len(own)].astype(np.int32))
         return found
 

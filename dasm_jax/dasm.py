@@ -185,6 +185,7 @@ def match_segment(
         state = place(jax.tree.unflatten(structure, leaves))
     else:
         pixels = start_pixels(problem, root, plan, pool, finished)
+        pool = pool._replace(starts=None)  # of no use any more
         variables = Variables(pixels, problem.method.learned)
         start = partial(distill.start_segment, learner=learner, optimizers=optimizers)
         state = place(start(variables, given, data))

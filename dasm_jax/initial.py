@@ -70,5 +70,6 @@ INITS: dict[str, InitFn] = {
     "mix": mix,
     "random": random_real,
     "kmeans": kmeans,
+    "cover": mix,  # of images that were chosen for it (covering.py)
     "noise": noise,
 }

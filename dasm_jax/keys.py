@@ -35,6 +35,7 @@ class Use(enum.IntEnum):
     REAL_MEMBERS = 18
     BANK = 19
     IMAGE_SHARE = 20
+    COVER = 21
 
 
 def key_for(

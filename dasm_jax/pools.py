@@ -10,6 +10,7 @@ import numpy as np
 
 from dasm_jax import sampling, schedule, scoring, trainers, training
 from dasm_jax.clusters import by_clusters, make_clusterer
+from dasm_jax.covering import by_covering, make_coverer
 from dasm_jax.errors import SameForAll
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count
@@ -27,6 +28,7 @@ class Pool(NamedTuple):
     networks: list[Params]  # on the finished segments; none where none are matched on
     seconds: float  # training the networks and scoring
     clusters: list[np.ndarray] | None = None  # i32[P_c] of members, where drawn by them
+    starts: list[np.ndarray] | None = None  # i64[n·f²] of members, where not drawn
 
 
 def digest(members: np.ndarray) -> str:
@@ -76,7 +78,8 @@ def make_pool_maker(
             ),
         ),
     )
-    cluster = make_clusterer(problem, root) if by_clusters(problem.settings) else None
+    cluster = make_clusterer(problem, root) if by_clusters(s) else None
+    cover = make_coverer(problem, root) if by_covering(s) else None
     total = decoded_count(problem, schedule.segment_sizes(s.ipc, s.dasm.segments))
     matched_on = s.matcher.active.needs_segment_networks
     # In the eyes of networks trained on the real images, which no segment changes.
@@ -109,7 +112,8 @@ def make_pool_maker(
         began = time.perf_counter()
         scored_by = _scored_by(problem, segment)
         trajectories = []
-        if finished and (scored_by == "segments" or matched_on):
+        covers = cover is not None and pool_round == 0 and segment <= s.dasm.segments
+        if finished and (scored_by == "segments" or matched_on or covers):
             data, table = decode_segments(problem, finished, total)
             trajectories = train_networks(data, table, segment, pool_round)
         difficulty = None
@@ -124,16 +128,18 @@ def make_pool_maker(
             difficulty = by_real[0]
         key = key_for(root, Use.POOL, segment, pool_round)
         members = _choose(problem, key, segment, difficulty)
-        clusters = None
-        if cluster is not None:
-            judge = trajectories[0][-1] if trajectories else None
-            clusters = cluster(segment, pool_round, members, judge)
+        judge = trajectories[0][-1] if trajectories else None
+        clusters = cluster and cluster(segment, pool_round, members, judge)
+        starts = None
+        if cover is not None and covers:
+            starts = cover(segment, members, finished, judge)
         return Pool(
             members=members,
             difficulty=difficulty,
             networks=[each[-1] for each in trajectories] if matched_on else [],
             seconds=time.perf_counter() - began,
             clusters=clusters,
+            starts=starts,
         )
 
     return make_pool

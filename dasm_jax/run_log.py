@@ -148,11 +148,12 @@ class RunLog:
                 file.close()
 
     def _was_cut_back(self) -> bool:
-        """Whether a kill cut a rollback short: it is made again, and what it undid."""
+        """Whether a kill cut a rollback short: it is made again, and what it undid.
+
+        Lines may have followed it while the checkpoint after it was being written.
+        """
         lines = Path(self._metrics.name).read_bytes().decode(errors="replace")
-        return any(
-            _record(line).get("kind") == ROLLBACK for line in lines.split("\n")[-2:]
-        )
+        return any(_record(line).get("kind") == ROLLBACK for line in lines.split("\n"))
 
     def _write(self, file: Any, text: str) -> None:
         try:

@@ -25,8 +25,29 @@ class ClassEvidence(NamedTuple):
     valid: Bool[Array, " P"]
 
 
+class Covered(NamedTuple):
+    """Centres that do not move."""
+
+    rows: Float[Array, "F D"]
+    exists: Bool[Array, " F"]  # no padding
+
+
 # (evidence, count) -> i32[count], places in the class
 SelectFn = Callable[[ClassEvidence, int], Int[Array, " n"]]
+
+
+def evidence_of(
+    key: Key[Array, ""], embeddings: Float[Array, "n D"], places: int
+) -> ClassEvidence:
+    """Of a class that is not scored, padded to so many places."""
+    count, nothing = len(embeddings), jnp.zeros(places)
+    return ClassEvidence(
+        key=key,
+        embeddings=jnp.pad(embeddings, ((0, places - count), (0, 0))),
+        scores=nothing,
+        draws=nothing,
+        valid=jnp.arange(places) < count,
+    )
 
 
 def squared_distances(
@@ -83,16 +104,15 @@ def k_center(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:
 
 def k_means(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:
     """The images nearest to the ``count`` centres of k-means on embeddings."""
-    rows, centres = _centres(evidence, count)
+    return _nearest(evidence, *_centres(evidence, count))
 
-    def take(k, carry):
-        chosen, taken = carry
-        distance = squared_distances(rows, centres[k])
-        best = jnp.argmin(jnp.where(taken, jnp.inf, distance))
-        return chosen.at[k].set(best), taken.at[best].set(True)
 
-    start = (jnp.zeros(count, jnp.int32), ~evidence.valid)
-    return jax.lax.fori_loop(0, count, take, start)[0]
+def cover(evidence: ClassEvidence, count: int, covered: Covered) -> Int[Array, " n"]:
+    """As ``k_means``, beside centres that are there already and do not move.
+
+    What they are nearest to needs no other centre, so the new ones go to what is left.
+    """
+    return _nearest(evidence, *_centres(evidence, count, covered))
 
 
 def clusters(evidence: ClassEvidence, count: int) -> Int[Array, " P"]:
@@ -100,8 +120,22 @@ def clusters(evidence: ClassEvidence, count: int) -> Int[Array, " P"]:
     return jnp.argmin(_to_centres(*_centres(evidence, count)), axis=1)
 
 
+def _nearest(
+    evidence: ClassEvidence, rows: Float[Array, "P D"], centres: Float[Array, "n D"]
+) -> Int[Array, " n"]:
+    def take(k, carry):
+        chosen, taken = carry
+        distance = squared_distances(rows, centres[k])
+        best = jnp.argmin(jnp.where(taken, jnp.inf, distance))
+        return chosen.at[k].set(best), taken.at[best].set(True)
+
+    count = len(centres)
+    start = (jnp.zeros(count, jnp.int32), ~evidence.valid)
+    return jax.lax.fori_loop(0, count, take, start)[0]
+
+
 def _centres(
-    evidence: ClassEvidence, count: int
+    evidence: ClassEvidence, count: int, covered: Covered | None = None
 ) -> tuple[Float[Array, "P D"], Float[Array, "n D"]]:
     """Embeddings around their mean, and the centres of k-means on them.
 
@@ -111,11 +145,23 @@ def _centres(
     valid = evidence.valid
     weights = valid.astype(evidence.embeddings.dtype)
     # Around the origin, where products of rows and centres round least.
-    rows = evidence.embeddings - _mean(evidence.embeddings, weights)[None, :]
-    centres = rows[_plus_plus(evidence, count)]
+    mean = _mean(evidence.embeddings, weights)[None, :]
+    rows = evidence.embeddings - mean
+    if covered is None:
+        centres = rows[_plus_plus(evidence, count)]
+    else:
+        covered = covered._replace(rows=covered.rows - mean)
+        gaps = _to_centres(rows, covered.rows) + jnp.sum(rows**2, axis=1)[:, None]
+        gaps = jnp.where(covered.exists[None, :], jnp.maximum(gaps, 0.0), jnp.inf)
+        centres = rows[_plus_plus(evidence, count, gaps.min(axis=1))]
 
     def improve(_, centres):
-        nearest = jnp.argmin(_to_centres(rows, centres), axis=1)
+        distances = _to_centres(rows, centres)
+        if covered is not None:
+            fixed = _to_centres(rows, covered.rows)
+            fixed = jnp.where(covered.exists[None, :], fixed, jnp.inf)
+            distances = jnp.concatenate([distances, fixed], axis=1)
+        nearest = jnp.argmin(distances, axis=1)
         member = jax.nn.one_hot(nearest, count, dtype=rows.dtype) * weights[:, None]
         size = member.sum(axis=0)
         sums = jnp.matmul(member.T, rows, precision="highest")
@@ -125,21 +171,29 @@ def _centres(
     return rows, jax.lax.fori_loop(0, KMEANS_ROUNDS, improve, centres)
 
 
-def _plus_plus(evidence: ClassEvidence, count: int) -> Int[Array, " n"]:
-    """Places drawn with probability ∝ squared distance to those drawn before."""
+def _plus_plus(
+    evidence: ClassEvidence, count: int, gaps: Float[Array, " P"] | None = None
+) -> Int[Array, " n"]:
+    """Places drawn with probability ∝ squared distance to those drawn before.
+
+    ``gaps`` are such distances to centres that are there from the start.
+    """
     rows, valid = evidence.embeddings, evidence.valid
+    if gaps is None:
+        gaps = jnp.full(len(rows), jnp.inf)
+    anywhere = jnp.isinf(gaps).all()
 
     def take(k, carry):
         chosen, taken, nearest = carry
         # At first, and where only duplicates are left, each is as likely as the other.
-        even = (k == 0) | ~jnp.any((nearest > 0) & ~taken)
+        even = ((k == 0) & anywhere) | ~jnp.any((nearest > 0) & ~taken)
         spread = jnp.where(even, 1.0, nearest)
         logits = jnp.where(taken, -jnp.inf, jnp.log(spread))
         best = jax.random.categorical(jax.random.fold_in(evidence.key, k), logits)
         nearest = jnp.minimum(nearest, squared_distances(rows, rows[best]))
         return chosen.at[k].set(best), taken.at[best].set(True), nearest
 
-    start = (jnp.zeros(count, jnp.int32), ~valid, jnp.full(len(rows), jnp.inf))
+    start = (jnp.zeros(count, jnp.int32), ~valid, gaps)
     return jax.lax.fori_loop(0, count, take, start)[0]
 
 

@@ -32,7 +32,11 @@ def start_pixels(
     init = initial.INITS[problem.settings.synthetic.init]
     pixels = []
     for label, members in enumerate(pool.members):
-        own = _own_share(problem, root, plan, label, members)
+        own = (
+            _own_share(problem, root, plan, label, members)
+            if pool.starts is None
+            else pool.starts[label]
+        )
         key = key_for(root, Use.IMAGE_INIT, plan.segment, label)
         images = problem.dataset.train.images[own]
         pixels.append(init(key, images, plan.size, problem.settings.factor))

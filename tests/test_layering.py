@@ -24,6 +24,7 @@ ROWS = [
     [
         "dasm_jax.clusters",
         "dasm_jax.coreset",
+        "dasm_jax.covering",
         "dasm_jax.plan",
         "dasm_jax.pools",
         "dasm_jax.starts",

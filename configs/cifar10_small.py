@@ -1,0 +1,30 @@
+"""CIFAR-10 averaged to 16×16, ConvNet-3 of width 16, IPC 50: minutes on two CPU cores.
+
+    python main.py --config=configs/cifar10_small.py --workdir=runs/cifar_small
+
+The second dataset of docs/study.md that two cores can carry.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.ipc = 50
+    config.data.name = "cifar10"
+    config.data.downsample = 2  # 32 px averaged to 16 px
+    config.network.width = 16
+    config.synthetic.factor = 1  # tiles of 8 px hold too little
+    for m in (config.matcher.idc, config.matcher.idc_i):
+        m.image.base_size = 16
+        m.trajectory.n_data = 500
+        m.loop.niter = 30
+        m.loop.inner = 50
+    config.dasm.score_steps = 1000
+    config.coreset.steps = config.measure.steps = 2000
+    config.evaluate.steps = 3000
+    # As of fashion_mnist_small: a network this narrow stays low with CutMix.
+    config.evaluate.recipe.augment = "color_crop_flip_scale_rotate"
+    config.evaluate.recipe.cutmix = 0.0
+    config.log.every = 5
+    return config
