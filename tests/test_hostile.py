@@ -21,8 +21,8 @@ from dasm_jax.run_log import RunLog
 from dasm_jax.types import ArrayDataset
 from tests import fuzz_npz
 from tests.data_cases import fails, only, png_bytes
+from tests.settings_cases import refuses, settings_with
 from tests.test_data_folder import write_images
-from tests.test_settings import refuses, settings_with
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 NAMES = (
