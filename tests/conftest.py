@@ -54,6 +54,7 @@ LONGEST = (
     "test_curve",
     "test_run",
     "test_compare",
+    "test_compare_runs",
     "test_hosts",
     "test_benchmarks",
 )
