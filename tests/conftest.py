@@ -51,6 +51,7 @@ LONGEST = (
     "test_polish",
     "test_networks",
     "test_measures",
+    "test_measures_runs",
     "test_curve",
     "test_run",
     "test_compare",
