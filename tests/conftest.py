@@ -51,9 +51,13 @@ LONGEST = (
     "test_polish",
     "test_networks",
     "test_measures",
+    "test_measures_runs",
     "test_curve",
+    "test_resume_elsewhere",
+    "test_signals",
     "test_run",
     "test_compare",
+    "test_compare_runs",
     "test_hosts",
     "test_benchmarks",
 )
@@ -95,3 +99,11 @@ def tiny(tmp_path):
     from tests.data_cases import Tiny
 
     return Tiny(tmp_path / "tfds").write()
+
+
+@pytest.fixture
+def calm(tmp_path_factory):
+    """A run that nobody stopped, where runs are ``_compiled_once``."""
+    from tests.stopped import calm_run
+
+    return calm_run(tmp_path_factory)

@@ -1,4 +1,4 @@
-"""Accuracy over images per class, cell by cell; and the table of coresets."""
+"""Accuracy over images per class, cell by cell."""
 
 import csv
 import json
@@ -299,54 +299,6 @@ def test_the_markdown_table():
 
 
 # --- experiment=coreset ---------------------------------------------------------------
-
-
-def test_coresets_are_kept_and_evaluated(tmp_path):
-    methods = ("random", "forgetting", "static_filter")
-    given = {"experiment": "coreset", "coreset__methods": methods}
-    text = start(tmp_path, **given)
-    table = json.loads((tmp_path / "summary.json").read_text())["table"]
-    assert [(row["set"], row["ipc"]) for row in table] == [
-        ("Random", 4),
-        ("Forgetting", 4),
-        ("static filter", 4),
-        ("Full", 40),
-    ]
-    for row in table:
-        accuracy = f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}"
-        assert any(
-            line.startswith(row["set"]) and accuracy in line
-            for line in text.splitlines()
-        )
-
-    def decoded(method):
-        with np.load(tmp_path / "sets" / f"{method}.npz") as file:
-            return dict(file)
-
-    for method in methods:
-        labels = decoded(method)["labels"]
-        assert np.bincount(labels).tolist() == [4, 4]
-    real = {image.tobytes() for image in small_dataset(2).train.images}
-    images = decoded("forgetting")["images"]
-    assert all(np.rint(x * 255).astype(np.uint8).tobytes() in real for x in images)
-    images = decoded("static_filter")["images"]
-    assert not all(np.rint(x * 255).astype(np.uint8).tobytes() in real for x in images)
-    left = tmp_path / "runs" / methods[-1] / "checkpoints"
-    (left / "000009").mkdir(parents=True)  # of a kill at the very end
-    assert "finished before" in start(tmp_path, **given)
-    assert not left.exists()
-
-
-def test_a_method_that_fails_leaves_the_others(tmp_path, monkeypatch):
-    def fail(*args):
-        raise NonFiniteError("a pixel is not finite", None)
-
-    monkeypatch.setattr(sets, "distil", fail)
-    methods = ("static_filter", "random")
-    text = start(tmp_path, experiment="coreset", coreset__methods=methods)
-    assert "static filter failed: a pixel is not finite" in text
-    table = json.loads((tmp_path / "summary.json").read_text())["table"]
-    assert [row["set"] for row in table] == ["Random", "Full"]
 
 
 def test_the_curve_and_the_coresets_agree(finished, tmp_path):

@@ -13,11 +13,10 @@ from dasm_jax.experiments import compare
 from dasm_jax.run_log import RunLog
 from dasm_jax.settings import from_config
 from tests.small import small_config
-from tests.test_resume import (  # noqa: F401  (fixtures)
+from tests.stopped import (  # noqa: F401  (fixtures)
     COMPILED,
     FEWER,
     _compiled_once,
-    calm,
     items,
     outcome,
     start,
@@ -60,7 +59,7 @@ def until_full(write):
 
 
 @pytest.mark.parametrize("units", [1, 3, 5, 9])
-def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(calm, disk, units):  # noqa: F811
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(calm, disk, units):
     workdir = disk / "run"
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, units, lambda: fill(disk))

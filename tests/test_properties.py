@@ -21,7 +21,7 @@ from dasm_jax.parameterization import (
 from dasm_jax.schedule import ClassDifficulty, PoolContext, Window
 from dasm_jax.settings import check_against_data, from_config, to_dict
 from tests.generated import cases, result_or_one_line
-from tests.test_settings import LEAVES, config_with
+from tests.settings_cases import LEAVES, config_with
 
 # --- settings -------------------------------------------------------------------------
 

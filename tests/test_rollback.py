@@ -10,10 +10,9 @@ from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import cells, keeper, sets
 from dasm_jax.settings import from_config
 from tests.small import small_config, small_dataset
-from tests.test_resume import (  # noqa: F401  (fixtures)
+from tests.stopped import (  # noqa: F401  (fixtures)
     Killed,
     _compiled_once,
-    calm,
     outcome,
     start,
 )
@@ -112,7 +111,7 @@ def test_it_ends_where_halving_does_not_help(tmp_path, monkeypatch):
         assert np.isfinite(file["images"]).all()
 
 
-def test_a_run_that_never_diverges_is_the_same(calm, tmp_path):  # noqa: F811
+def test_a_run_that_never_diverges_is_the_same(calm, tmp_path):
     start(tmp_path, on_nonfinite="rollback")
     assert outcome(tmp_path) == outcome(calm)
 
