@@ -72,6 +72,15 @@ def pytest_collection_modifyitems(items):
 install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """A worker compiles thousands of programs in its life, more than it can hold."""
+    from dasm_jax.experiments.memory import make_room_for_programs
+
+    yield
+    make_room_for_programs()
+
+
 @pytest.fixture(autouse=True)
 def cache_dir(tmp_path, monkeypatch):
     """No test sees the user's cache or TFDS folder."""

@@ -116,6 +116,16 @@ def test_the_prefix_costs_what_its_segments_cost(finished):
     assert 0 < part["seconds_making"] < whole["seconds_making"]
 
 
+def test_there_is_room_for_the_programs_of_every_cell_that_is_made(
+    tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(cells, "make_room_for_programs", lambda: calls.append(None))
+    for _ in range(2):
+        start(tmp_path, curve__methods=("random",), curve__ipcs=(1, 2))
+    assert len(calls) == 3  # two of Random and Full
+
+
 def test_it_goes_on_where_it_stopped(finished, monkeypatch):
     workdir, text = finished
     gone = workdir / "cells" / "k_center_ipc2_seed0.json"

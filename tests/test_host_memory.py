@@ -1,4 +1,4 @@
-"""What a process frees, it keeps: where glibc can be told so."""
+"""What a process frees, it keeps, and of its mappings it leaves enough."""
 
 import subprocess
 import sys
@@ -32,3 +32,37 @@ def page_faults(what):
 def test_large_blocks_are_not_mapped_anew():
     handed_back, kept = page_faults("hand back"), page_faults("keep")
     assert kept < 200 < handed_back
+
+
+PROGRAMS = """
+import gc, jax, jax.numpy as jnp
+from dasm_jax import dasm, host_memory
+from dasm_jax.experiments import memory
+def compiled(size):
+    return jax.jit(lambda x: jnp.sort(x) @ x).lower(jnp.ones(size)).compile()
+compiled(100)  # XLA itself needs some
+shares = [host_memory.mappings_taken()]
+jitted = [jax.jit(lambda x, n=n: jnp.sort(x * n)) for n in range(20)]
+for f in jitted:
+    f(jnp.ones(3))
+for size in range(1, 21):
+    dasm.PROGRAMS.find((size,), lambda: compiled(size))
+shares.append(host_memory.mappings_taken())
+for most in (0.5, 0.0):
+    memory.MOST_MAPPINGS = most
+    memory.make_room_for_programs()
+    gc.collect()
+    shares.append(host_memory.mappings_taken())
+print(*shares)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts mappings")
+def test_programs_give_their_mappings_back():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAMS], capture_output=True, text=True, check=True
+    )
+    before, with_programs, with_room, forgotten = map(float, done.stdout.split())
+    assert 0 < before < with_programs < 0.5
+    assert with_room == with_programs  # there was no need
+    assert with_programs - forgotten > 0.8 * (with_programs - before)

@@ -20,6 +20,7 @@ from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
+from dasm_jax.experiments.memory import make_room_for_programs
 from dasm_jax.experiments.rollback import log_rollback
 from dasm_jax.files import read_json, read_record, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
@@ -188,6 +189,7 @@ class _Bench:
         kept = self._kept(path, ACCURACY, origin)
         if kept is not None:
             return kept
+        make_room_for_programs()
         try:
             full = cell.method == FULL
             result = self._full() if full else self._of_set(source, cell, origin)

@@ -1,13 +1,29 @@
-"""A device that is too small: said before the start where it can be, with a remedy."""
+"""Memory that runs out: said before the start where it can be, with a remedy."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
 
+from dasm_jax import host_memory
+from dasm_jax.dasm import PROGRAMS
 from dasm_jax.device_memory import Need
 from dasm_jax.errors import UserError
 from dasm_jax.schema import BatchMethodSettings, Settings
+
+MOST_MAPPINGS = 0.5
+
+
+def make_room_for_programs() -> None:
+    """Forget all compiled programs where there is little room for more of them.
+
+    On a CPU every kernel of a program takes three memory mappings, and where there are
+    none left XLA ends the process with a segmentation fault. What is asked for again is
+    in the compilation cache on disk.
+    """
+    if host_memory.mappings_taken() > MOST_MAPPINGS:
+        PROGRAMS.clear()
+        jax.clear_caches()
 
 
 def what_to_lower(settings: Settings) -> str:
