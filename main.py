@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     except BaseException as error:
         if hosts.alone():
             raise
-        code = told(error)
+        code = tell(error)
         if code is None:
             with suppress(OSError):
                 traceback.print_exc()
@@ -88,7 +88,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise UserError(" ".join(text.split())) from None
 
 
-def told(error: BaseException) -> int | None:
+def tell(error: BaseException) -> int | None:
     """Say in one line how a run ended early; the exit code, ``None`` for a bug."""
     if isinstance(error, UserError | NonFiniteError):
         line, code = f"error: {error}", 2
@@ -120,7 +120,7 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse_flags)
     except (Exception, KeyboardInterrupt) as error:
-        code = told(error)
+        code = tell(error)
         if code is None:
             raise
         sys.exit(code)

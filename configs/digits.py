@@ -2,9 +2,9 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Expect at IPC 2 and 10: DASM 88.1 ± 1.0 and 97.0 ± 0.3, Random 82.3 ± 2.0 and
+Expect at IPC 2 and 10: DASM 88.2 ± 0.8 and 97.7 ± 0.7, Random 82.3 ± 2.0 and
 95.0 ± 0.7, Full 99.1 ± 0.2 (seed 0, three networks, two cores). Two minutes from a
-cold start on two CPU cores, 2026-11-21.
+cold start on two CPU cores, 2026-11-22.
 """
 
 from configs import default

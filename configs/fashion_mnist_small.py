@@ -2,8 +2,9 @@
 
     python main.py --config=configs/fashion_mnist_small.py --workdir=runs/fashion_small
 
-Expect at IPC 50: DASM 79.1 ± 0.5, with --config.dasm.segments=1 (IDC) 80.1 ± 0.2,
-Random 78.7, Full 83.3 (three seeds, docs/results.md). On two CPU cores shared with
+Expect at IPC 50: DASM 79.1 ± 0.5 (before commit 51bc1a2), with
+--config.dasm.segments=1 (IDC) 80.1 ± 0.2, Random 78.7, Full 83.3 (three seeds,
+docs/results.md). On two CPU cores shared with
 other work about 9 minutes for DASM with its five prefixes, 5 for IDC.
 """
 

@@ -124,7 +124,8 @@ def remove_items(folder: Path) -> bool:
     except OSError:
         return False
     for path in items:
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            remove(path)
     with suppress(OSError):  # not of a link
         folder.rmdir()
     return not any(path.exists() for path in items)

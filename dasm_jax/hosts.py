@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dasm_jax.errors import Interrupted, NonFiniteError, UserError
+from dasm_jax.errors import Interrupted, NonFiniteError, SameForAll, UserError
 from dasm_jax.schema import (
     BatchMethodSettings,
     Settings,
@@ -199,7 +199,7 @@ def folder(open_folder: AbstractContextManager[Path]) -> Iterator[Path]:
     try:
         with _sent(open_folder) if is_first() else _copied() as workdir:
             yield workdir
-    except (Interrupted, NonFiniteError):  # which come to all alike
+    except (Interrupted, NonFiniteError, SameForAll):  # which come to all alike
         agree(0)
         raise
     agree(0)

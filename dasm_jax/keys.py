@@ -36,6 +36,7 @@ class Use(enum.IntEnum):
     BANK = 19
     IMAGE_SHARE = 20
     COVER = 21
+    POOL_TIES = 22
 
 
 def key_for(

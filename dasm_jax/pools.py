@@ -126,8 +126,7 @@ def make_pool_maker(
                 judges = train_networks(problem.real, table, 0, 0)
                 by_real.append(difficulty_by(judges, segment))
             difficulty = by_real[0]
-        key = key_for(root, Use.POOL, segment, pool_round)
-        members = _choose(problem, key, segment, difficulty)
+        members = _choose(problem, root, segment, pool_round, difficulty)
         judge = trajectories[0][-1] if trajectories else None
         clusters = cluster and cluster(segment, pool_round, members, judge)
         starts = None
@@ -165,13 +164,21 @@ def _scored_by(problem: Problem, segment: int) -> str | None:
 
 
 def _choose(
-    problem: Problem, key: jax.Array, segment: int, difficulty: Difficulty | None
+    problem: Problem,
+    root: jax.Array,
+    segment: int,
+    pool_round: int,
+    difficulty: Difficulty | None,
 ) -> list[np.ndarray]:
     s = problem.settings
+    key = key_for(root, Use.POOL, segment, pool_round)
     polish = segment > s.dasm.segments
     if s.dasm.pool == "full" or polish or (segment == 1 and difficulty is None):
         return problem.class_indices
-    draws = np.asarray(jax.random.uniform(key, (2, len(problem.dataset.train.labels))))
+    count = len(problem.dataset.train.labels)
+    draws = np.asarray(jax.random.uniform(key, (2, count)))
+    # The same in every segment, or parts of a class would not be parts.
+    ties = np.asarray(jax.random.uniform(key_for(root, Use.POOL_TIES), (count,)))
     size = schedule.segment_sizes(s.ipc, s.dasm.segments)[segment - 1]
     share = s.dasm.random_share
     if s.dasm.pool in schedule.WITHOUT_RANDOM_SHARE:
@@ -187,6 +194,7 @@ def _choose(
             gamma=s.dasm.gamma,
             easiest_share=s.dasm.easiest_share,
             draws=draws[0, indices],
+            ties=ties[indices],
         )
         chosen = schedule.class_pool(
             schedule.POOLS[s.dasm.pool],

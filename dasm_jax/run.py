@@ -45,7 +45,7 @@ def run(settings: Settings, workdir: str) -> str:
       UserError: a mistake the user can mend.
       NonFiniteError: the optimisation diverged; the last good set is in the workdir.
     """
-    hosts.check(settings)
+    hosts.check(settings)  # before anything is opened
     with hosts.folder(open_workdir(workdir, settings)) as folder:
         return _run_in(folder, settings, workdir)
 

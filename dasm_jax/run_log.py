@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from dasm_jax.errors import UserError, printable
-from dasm_jax.files import cannot_write, open_to_append
+from dasm_jax.files import cannot_write, open_to_append, write_atomically
 
 ROLLBACK = "rollback"  # the kind of the metrics of one
 
@@ -129,13 +129,16 @@ class RunLog:
         """
         path = Path(self._metrics.name)
         try:
-            content = path.read_bytes()[to.metrics_bytes :]
-            self._metrics.truncate(to.metrics_bytes)
+            content = path.read_bytes()
+            before = content[: to.metrics_bytes]
+            lines = content[len(before) :].decode(errors="replace").splitlines()
+            kept = "".join(f"{line}\n" for line in lines if stays(_record(line)))
+            # At once: a kill in between must not lose those that stay.
+            write_atomically(path, lambda file: file.write(before + kept.encode()))
+            self._metrics.close()
+            self._metrics = open_to_append(path, None)
         except OSError as error:
             raise cannot_write(path, error) from None
-        for line in content.decode(errors="replace").splitlines():
-            if stays(_record(line)):
-                self._write(self._metrics, line)
         self._bar.update(to.done - self._done)
         self._done = to.done
 

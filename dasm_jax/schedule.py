@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dasm_jax.errors import UserError
+from dasm_jax.errors import SameForAll
 
 # Parts of a class by difficulty, in whatever is reported of it.
 DECILES = 10
@@ -65,6 +65,7 @@ class PoolContext(NamedTuple):
     gamma: float
     easiest_share: float
     draws: np.ndarray  # f[n], uniform in [0, 1)
+    ties: np.ndarray  # f[n], the same in every segment: who is first of equal scores
 
 
 def segment_sizes(ipc: int, segments: int) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ def _quantiles(difficulty: ClassDifficulty, context: PoolContext) -> np.ndarray:
     """Ranks in (0, 1); equal scores, as counts give many, are ranked by chance."""
     count = len(difficulty.scores)
     ranks = np.empty(count)
-    ranks[np.lexsort((context.draws, difficulty.scores))] = np.arange(count)
+    ranks[np.lexsort((context.ties, difficulty.scores))] = np.arange(count)
     return (ranks + 0.5) / count
 
 
@@ -223,7 +224,7 @@ def class_pool(
     joined = np.argsort(extra, kind="stable")[: round(random_share * count)]
     pool = np.union1d(chosen, joined)
     if not len(pool):
-        raise UserError(
+        raise SameForAll(
             f"empty pool in segment {context.segment}: the window "
             f"[{context.window.low:.2f}, {context.window.high:.2f}] holds none of "
             f"{count} images; widen dasm.rho/dasm.high or raise dasm.random_share"

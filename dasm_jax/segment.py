@@ -32,7 +32,7 @@ class SegmentState(NamedTuple):
 
 
 class SegmentData(NamedTuple):
-    """What an update reads: device arrays, so that no segment needs a new program."""
+    """What an update reads: device arrays, so that segments alike share a program."""
 
     real: ArrayDataset  # u8[N, H, W, ch], i32[N]
     pool: IndexTable  # per class, what this segment is matched against

@@ -271,6 +271,17 @@ def _check_batches(s: Settings, m: BatchMethodSettings, name: str) -> None:
             f"{name}.batches='kmeans' has clusters of the pool, and config.dasm.target="
             "'class' matches all of a class; use batches='shuffled' or target='pool'"
         )
+    if s.dasm.target == "class" and m.trajectory.data == "pool":
+        raise UserError(
+            f"{name}.trajectory.data='pool' trains networks on the pool, which with "
+            "config.dasm.target='class' only says where segments start; use "
+            "data='real' or target='pool'"
+        )
+    if s.dasm.target == "class" and s.dasm.rescore_every:
+        raise UserError(
+            "config.dasm.rescore_every must be 0 with config.dasm.target='class': the "
+            "pool only says where a segment starts"
+        )
 
 
 def check_against_data(

@@ -4,30 +4,34 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TOGETHER = 1.0  # s within which two signals are one request
 
 
 class Noted:
     """The signal that asks the run to end, if there was one."""
 
     signal: int | None = None
+    when: float = 0.0
 
 
 @contextmanager
 def noted() -> Iterator[Noted]:
     """Note the first signal, and leave the next one to the operating system.
 
-    But for SIGHUP: a terminal that closes sends it more than once, and some services
-    send it along with SIGTERM, so after the first signal it is ignored.
+    But for SIGHUP: a terminal that closes sends it more than once, and after the first
+    signal it does nothing. Some services send it along with SIGTERM: two signals that
+    come together are one request.
 
-    A process that another one of ours started ignores the next one, from then on: it is
-    the same, which went to both, and which the other one passed on. Signals that the
-    process was told to ignore stay ignored; outside the main thread, where Python
-    handles none, nothing is noted.
+    In a process that another one of ours started the next one does nothing, from then
+    on: it is the same, which went to both, and which the other one passed on. Signals
+    that the process was told to ignore stay ignored; outside the main thread, where
+    Python handles none, nothing is noted.
     """
     found = Noted()
     if threading.current_thread() is not threading.main_thread():
@@ -37,12 +41,23 @@ def noted() -> Iterator[Noted]:
     ours_above = multiprocessing.parent_process() is not None
 
     def note(number: int, frame: Any) -> None:
-        found.signal = number
-        for each in before:
-            ignored = ours_above or each == signal.SIGHUP
-            signal.signal(each, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        if found.signal is None:
+            first(number)
+        elif not ours_above and number != signal.SIGHUP:
+            if time.monotonic() - found.when > TOGETHER:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            elif found.signal == signal.SIGHUP:
+                found.signal = number
+
+    def first(number: int) -> None:
+        found.signal, found.when = number, time.monotonic()
         if ours_above:
             return  # that one says it
+        if number != signal.SIGHUP:
+            # At once even inside XLA, where no handler of Python's runs. Those of the
+            # others stay: Python may be about to call them, and says so if it cannot.
+            signal.signal(number, signal.SIG_DFL)
         # A handler must not print: it may have interrupted a print.
         name = signal.Signals(number).name
         again = "SIGTERM" if number == signal.SIGHUP else "a second one"
@@ -61,9 +76,9 @@ def noted() -> Iterator[Noted]:
     try:
         yield found
     finally:
-        if not (ours_above and found.signal):
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        done = ours_above and found.signal
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if done else handler)
 
 
 def raise_again(found: Noted) -> None:

@@ -28,7 +28,7 @@ REPORT = "report.html"
 # Folders in which a run writes files of its own: not those of other runs, which a
 # workdir may hold as well.
 WRITTEN_IN = ("", "images", "cells", "sets", "checkpoints")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
 @contextmanager

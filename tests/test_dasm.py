@@ -87,6 +87,22 @@ def test_whole_iterations_add_up_to_the_budget(niter, context):
     assert abs(spent - budget) <= 0.51 * iteration
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"ipc": 10, "dasm__segments": 3}, {"ipc": 8, "dasm__polish": 0.5}],
+    ids=["unequal", "polished"],
+)
+@pytest.mark.parametrize("niter", [9, 10, 11])
+def test_so_they_do_where_steps_cost_more_and_less(niter, changes):
+    changes = {"matcher__idc__loop__niter": niter, **changes}
+    problem = small_problem(dasm__budget="flops", **changes)
+    plans = plan_segments(problem)
+    spent = sum(plan.flops for plan in plans)
+    iteration = plans[-1].inner * plans[-1].flops_per_step
+    budget = niter * plans[0].inner * matching_flops(problem, changes["ipc"], None)
+    assert abs(spent - budget) <= 0.51 * iteration
+
+
 def test_budgets():
     def outer(budget):
         problem = small_problem(

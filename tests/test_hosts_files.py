@@ -135,6 +135,7 @@ def test_no_room_for_the_copy_is_one_line(tmp_path, sent, monkeypatch):
         (None, True),
         (Interrupted(15, "stopped"), True),
         (NonFiniteError("a pixel", None), True),
+        (SameForAll("a network"), True),
         (UserError("of this process alone"), False),
     ],
 )

@@ -241,6 +241,23 @@ def test_other_pixels_are_evaluated_anew(tmp_path):
     assert found == [0.25, 0.25, 0.5, 0.5]
 
 
+def test_a_run_says_which_pixels_it_evaluates(tmp_path, monkeypatch):
+    seen, accuracy = [], keeper.Keeper.accuracy
+
+    def noted(self, name, evaluate, made_from=""):
+        seen.append(made_from)
+        return accuracy(self, name, evaluate, made_from)
+
+    monkeypatch.setattr(keeper.Keeper, "accuracy", noted)
+    for seed in (0, 1):
+        start(tmp_path / str(seed), seed=seed)
+    # The prefix of one segment, Random, the whole set, Random and Full.
+    first, second = seen[:5], seen[5:]
+    alike = [a == b for a, b in zip(first, second, strict=True)]
+    assert alike == [False, True, False, True, True]
+    assert len({*first, *second}) == 5  # four sets, and those that need no digest
+
+
 def test_checkpoints_of_another_run_are_refused(calm, tmp_path, monkeypatch):
     killed(tmp_path, 3)
     (tmp_path / "config.json").unlink()  # which is looked at first

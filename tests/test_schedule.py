@@ -20,8 +20,8 @@ from dasm_jax.schedule import (
     segment_sizes,
 )
 
-# Five images, two of equal difficulty. Ranks 4, 1, 2, 3, 0 (of a tie, the first one is
-# easier), so quantiles .9, .3, .5, .7, .1.
+# Five images, two of equal difficulty. Ranks 4, 1, 2, 3, 0 (of a tie, that with the
+# smaller draw is easier), so quantiles .9, .3, .5, .7, .1.
 DIFFICULTY = ClassDifficulty(
     scores=np.array([3.0, 1.0, 1.0, 2.0, 0.0]),
     learned=np.array([False, True, False, False, True]),
@@ -35,6 +35,7 @@ CONTEXT = PoolContext(
     gamma=1.0,
     easiest_share=0.5,
     draws=np.array([0.9, 0.1, 0.5, 0.2, 0.7]),
+    ties=np.array([0.9, 0.1, 0.5, 0.2, 0.7]),
 )
 
 
@@ -127,7 +128,8 @@ def test_weighted_draws_in_proportion_to_the_score():
     numbers = np.random.default_rng(0)
     counts = np.zeros(3)
     for _ in range(3000):
-        context = CONTEXT._replace(window=Window(0.0, 0.3), draws=numbers.random(3))
+        draws = numbers.random(3)
+        context = CONTEXT._replace(window=Window(0, 0.3), draws=draws, ties=draws)
         (chosen,) = pool_of("weighted", difficulty, context)
         counts[chosen] += 1
     np.testing.assert_allclose(counts / 3000, [1 / 8, 2 / 8, 5 / 8], atol=0.03)
@@ -143,17 +145,30 @@ def test_weighted_takes_scores_below_zero():
 
 def test_disjoint_parts_make_up_the_class():
     twelve = ClassDifficulty(np.arange(12.0)[::-1], *[np.zeros(12, bool)] * 2)
-    of_twelve = CONTEXT._replace(segments=4, draws=np.zeros(12))
+    of_twelve = CONTEXT._replace(segments=4, draws=np.zeros(12), ties=np.zeros(12))
     parts = [
         pool_of("disjoint", twelve, of_twelve._replace(segment=k)) for k in (1, 2, 3, 4)
     ]
     assert parts == [[9, 10, 11], [6, 7, 8], [3, 4, 5], [0, 1, 2]]
 
 
+def test_disjoint_parts_make_up_a_class_of_equals():
+    numbers = np.random.default_rng(0)
+    equal = ClassDifficulty(np.zeros(12), *[np.zeros(12, bool)] * 2)
+    context = CONTEXT._replace(segments=4, ties=numbers.random(12))
+    parts = [
+        pool_of(
+            "disjoint", equal, context._replace(segment=k, draws=numbers.random(12))
+        )
+        for k in (1, 2, 3, 4)
+    ]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(12))
+
+
 def test_chance_breaks_ties():
     # Not the place in the dataset, which would leave out the same images every time.
     equal = DIFFICULTY._replace(scores=np.zeros(5))
-    easiest = [x.item() for x in np.sort(np.argsort(CONTEXT.draws)[:3])]
+    easiest = [x.item() for x in np.sort(np.argsort(CONTEXT.ties)[:3])]
     half = CONTEXT._replace(window=Window(0, 0.5))
     assert pool_of("window", equal, half) == easiest == [1, 2, 3]
     assert pool_of("reverse", equal, half) == [0, 2, 4]
@@ -219,6 +234,7 @@ def test_pools_of_anything(data):
             gamma=data.draw(st.floats(0, 3)),
             easiest_share=data.draw(st.floats(0, 1)),
             draws=numbers.random(count),
+            ties=numbers.random(count),
         ),
         extra=numbers.random(count),
         random_share=share,

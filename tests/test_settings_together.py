@@ -140,6 +140,10 @@ def test_what_would_do_nothing_is_refused():
     settings_with(matcher__idc__trajectory__bank=2, **perturbed)
     clusters = {"matcher__idc__batches": "kmeans", "dasm__target": "class"}
     refuses("batches='kmeans'", "config.dasm.target='class'", **clusters)
+    pool = {"matcher__idc__trajectory__data": "pool", "dasm__target": "class"}
+    refuses("trajectory.data='pool'", "config.dasm.target='class'", **pool)
+    again = {"dasm__rescore_every": 2, "dasm__target": "class"}
+    refuses("config.dasm.rescore_every must be 0", "target='class'", **again)
 
 
 def test_experts_belong_to_segments_and_not_to_a_polish():

@@ -128,7 +128,8 @@ TABLES = ("controls", "choices", "levers", "final")
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize(
-    "dataset", ["digits", "fashion_mnist_small", "fashion_mnist", "cifar10"]
+    "dataset",
+    ["digits", "fashion_mnist_small", "cifar10_small", "fashion_mnist", "cifar10"],
 )
 def test_every_table_is_valid_on_every_dataset(name, dataset):
     module = importlib.import_module(f"configs.study.{name}")

@@ -7,6 +7,7 @@ from dasm_jax.errors import UserError
 from dasm_jax.experiments.study_rows import Row, from_csv, read, to_csv
 from dasm_jax.experiments.study_table import (
     entries_of,
+    panels_of,
     prefix_notes,
     render_markdown,
     render_text,
@@ -108,9 +109,25 @@ def test_a_difference_is_paired_and_said():
     (table,) = tables_of(ROWS, "base")
     said = {line.entry.arm: line.text for line in table.lines}
     assert said["base"] == "baseline"
-    assert said["better"].startswith("+2.3 [2.")
+    assert said["better"] == "+2.3 [1.6, 3.1]"
     assert said["same"] == "no difference seen"
     assert said["full"].startswith("+39.5 [")
+
+
+def test_the_figure_shows_what_the_table_says():
+    (table,), panels = tables_of(ROWS, "base"), panels_of(ROWS, "base")
+    shown = panels["IPC 2"]
+    for line in table.lines:
+        if line.against is not None and line.entry.arm != "full":
+            _, low, high = shown[line.entry.arm]
+            assert line.against.seen == (not low <= 0 <= high)
+
+
+def test_a_baseline_that_matches_nothing_has_no_ratios():
+    rows = [row._replace(flops=0.0 if row.arm == "base" else 2.0) for row in ROWS]
+    (table,) = tables_of(rows, "base")
+    assert {line.ratio for line in table.lines} == {None}
+    assert "| better |" in render_markdown(rows, "base")
 
 
 def test_pairs_need_the_same_seed_and_network():
@@ -134,7 +151,7 @@ def test_the_markdown_holds_all():
     assert "Test accuracy in %, mean ± std over seeds (0, 1, 2)" in flat
     assert "bad, IPC 2, seed 0 failed: it &#124; failed" in flat
     assert all(len(line) <= 80 for line in text.splitlines())
-    assert "+2.3 [2." in render_text(ROWS, "base")
+    assert "+2.3 [1.6, 3.1]" in render_text(ROWS, "base")
 
 
 def test_means_and_spread_are_over_seeds():

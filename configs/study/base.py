@@ -6,11 +6,18 @@ Each of them is one file beside this one, and takes the dataset after a colon:
         --workdir=runs/controls_digits
 """
 
-from configs import cifar10, digits, fashion_mnist, fashion_mnist_small
+from configs import (
+    cifar10,
+    cifar10_small,
+    digits,
+    fashion_mnist,
+    fashion_mnist_small,
+)
 
 DATASETS = {
     "digits": (digits, (10, 50)),  # about 115 images per class are left to select from
     "fashion_mnist_small": (fashion_mnist_small, (10, 50, 100, 200)),
+    "cifar10_small": (cifar10_small, (10, 50, 100, 200)),
     "fashion_mnist": (fashion_mnist, (10, 50, 100, 200)),
     "cifar10": (cifar10, (10, 50, 100, 200)),
 }

@@ -3,7 +3,7 @@ r"""Every open choice of the method on its own, against DASM with its defaults.
     python main.py --config=configs/study/choices.py:digits \
         --workdir=runs/choices_digits
 
-Datasets: digits, fashion_mnist_small, fashion_mnist, cifar10.
+Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
 """
 
 from configs.study import base
@@ -33,7 +33,7 @@ def get_config(dataset=""):
         "forgotten: dasm.score=forgetting",
         "by_real: dasm.scored_by=real",
         "networks_5: dasm.networks=5",
-        "rescored: dasm.rescore_every=5",
+        "rescored: dasm.rescore_every=2",
         # What segments see of each other.
         "cumulative: dasm.context=cumulative",
         "start_segments: matcher.idc.trajectory.start=segments",

@@ -3,7 +3,7 @@ r"""The controls without which no result counts, against IDC.
     python main.py --config=configs/study/controls.py:digits \
         --workdir=runs/controls_digits
 
-Datasets: digits, fashion_mnist_small, fashion_mnist, cifar10.
+Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
 """
 
 from configs.study import base

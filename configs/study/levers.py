@@ -1,9 +1,9 @@
-r"""What might carry DASM past IDC, each beside IDC with the same, and combinations.
+r"""What might carry DASM past IDC, beside IDC with it where it can have it.
 
     python main.py --config=configs/study/levers.py:digits \
         --workdir=runs/levers_digits
 
-Datasets: digits, fashion_mnist_small, fashion_mnist, cifar10.
+Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
 """
 
 from configs.study import base
@@ -51,7 +51,7 @@ def get_config(dataset=""):
         f"seqmatch: dasm.pool=full {SEEN} {GROWN}",
         f"whole_seen: {WHOLE} {SEEN}",
         f"whole_cover: {WHOLE} {COVER}",
-        f"joint_cosine: {JOINT} {COSINE} dasm.high=1.0",
-        f"joint_cover: {JOINT} {COVER} dasm.high=1.0",
+        f"joint_cosine: {JOINT} {COSINE}",
+        f"joint_cover: {JOINT} {COVER}",
     )
     return config

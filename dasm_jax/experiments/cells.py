@@ -33,7 +33,7 @@ from dasm_jax.workdir import PhaseClock, claim_workdir, identity, provenance
 
 # To be raised where equal settings come to give other sets: what was made before is
 # then made again, so that no table holds both.
-RESULTS = 2
+RESULTS = 3
 FULL = "full"
 
 # What the files of a set and of an accuracy must hold.
@@ -113,7 +113,7 @@ def fill(
                     results[cell] = bench.result(source, cell)
                     log.advance(f"{cell.name}: {_text(results[cell])}", True)
                 # Not sooner: whatever a kill leaves is discarded the next time.
-                if not any("failure" in results[cell] for cell in source.cells):
+                if bench.is_made(source):
                     discard(bench.folder(source))
     return results
 
@@ -129,7 +129,7 @@ def check_sources(settings: Settings, sources: list[Source], dataset: Dataset) -
             real = made or sets.settings_for(settings, "random", whole, 0)
             check_fit(real, dataset)
         if made:
-            hosts.check(made)
+            hosts.check(made)  # before the first one is made
 
 
 def failures_of(results: dict[Cell, Result]) -> list[str]:
@@ -204,6 +204,10 @@ class _Bench:
         """Of an unfinished run, which the same settings alone go on with."""
         name = f"{source.whole.name}_{self._origin(source)['settings']}"
         return self._workdir / "runs" / name
+
+    def is_made(self, source: Source) -> bool:
+        """Whether there is nothing left to make for it, evaluated or not."""
+        return source.settings is None or self._facts(source.whole).exists()
 
     def _origin(self, source: Source) -> dict[str, str]:
         """What a file of the source depends on, beside its name."""

@@ -252,6 +252,8 @@ def _check_pool(problem: Problem, pool: Pool, params: Params) -> None:
         _require(((members >= 0) & (members < count)).all())
     if pool.difficulty is not None:
         _require(all(values.shape == (count,) for values in pool.difficulty))
+        scores, learned, confidence = (values.dtype for values in pool.difficulty)
+        _require((scores, learned, confidence) == (np.float32, np.bool_, np.float32))
     for network in pool.networks:
         _check_like(network, params)
 

@@ -200,6 +200,7 @@ def setup_of(settings: Settings, dataset: Dataset) -> str:
     common["data"].pop("data_dir")  # another machine has it elsewhere
     common["evaluate"].pop("networks")
     common["data_hash"] = dataset.content_hash
+    common["results"] = RESULTS
     share = f" {s.data.validation:g}" if s.data.validation else ""
     name = slug(s.data.name)
     return (

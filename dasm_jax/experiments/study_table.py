@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dasm_jax.bootstrap import Difference, paired_bootstrap
+from dasm_jax.bootstrap import Difference, paired_difference
 from dasm_jax.experiments.cells import FULL
 from dasm_jax.experiments.common import percent
 from dasm_jax.experiments.document import as_text
@@ -81,7 +81,7 @@ def difference(one: Entry, other: Entry) -> Difference | None:
     pairs = [(one.networks[seed], other.networks[seed]) for seed in seeds]
     count = min(len(accuracies) for pair in pairs for accuracies in pair)
     values = [np.subtract(a[:count], b[:count]) for a, b in pairs]
-    return paired_bootstrap(np.stack(values))
+    return paired_difference(np.stack(values))
 
 
 def verdict(found: Difference | None) -> str:
@@ -124,7 +124,9 @@ def tables_of(rows: list[Row], baseline: str) -> list[Table]:
             base = bases.get(ipc)
             found = None if base in (None, entry) else difference(entry, base)
             text = "baseline" if entry is base else verdict(found)
-            ratio = entry.flops / base.flops if base and entry.flops else None
+            ratio = None
+            if base and base.flops and entry.flops:
+                ratio = entry.flops / base.flops
             lines.append(Line(entry, found, text, ratio))
         tables.append(Table(ipc, lines))
     return tables
@@ -162,7 +164,7 @@ def _head(rows: list[Row], baseline: str) -> str:
         f"{rows[0].setup}. {split.capitalize()} accuracy in %, mean ± std over seeds "
         f"({every('seed')}) of the mean over {networks} networks. Difference to "
         f"{baseline} in points with its 95 % interval, paired by seed and network; "
-        f"'{NOT_SEEN}' where it or Student's holds zero. FLOPs: counted matching FLOPs "
+        f"'{NOT_SEEN}' where that holds zero. FLOPs: counted matching FLOPs "
         f"over those of {baseline}. {every('date')}, {every('device')}, commit "
         f"{every('commit')}."
     )
@@ -236,7 +238,7 @@ def summary_of(rows: list[Row], baseline: str) -> dict[str, Any]:
         }
         if found is not None:
             line |= {"difference": found.mean, "low": found.low, "high": found.high}
-            line |= {"margin": found.margin, "seen": found.seen}
+            line["seen"] = found.seen
         table.append(line)
     return {
         "dataset": rows[0].setup.split(";")[0],
