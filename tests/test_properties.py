@@ -144,7 +144,7 @@ def test_budgets_hold(steps, segments, costs):
 
 @st.composite
 def classes(draw):
-    """Difficulty and draws of the n images of a class, ties and all."""
+    """Difficulty of the n images of a class, ties and all, and three draws of each."""
     count = draw(st.integers(1, 40))
     values = st.sampled_from([0.0, 0.25, 0.5, 1.0, -3.0, 1e30])
 
@@ -157,7 +157,7 @@ def classes(draw):
         array(st.sampled_from([0.0, 0.5, 1.0]), np.float32),
     )
     draws = st.floats(0, 1, exclude_max=True, width=32)
-    return difficulty, array(draws, np.float32), array(draws, np.float32)
+    return difficulty, *(array(draws, np.float32) for _ in range(3))
 
 
 @cases(1500)
@@ -175,12 +175,12 @@ def classes(draw):
 def test_pools_are_of_their_class(
     name, of_class, segment, more, rho, width, shares, gamma, minimum
 ):
-    difficulty, draws, extra = of_class
+    difficulty, draws, ties, extra = of_class
     count, segments = len(draws), segment + more
     low = schedule.linear_low(segment, segments, rho)
     high = min(rho + width, 1.0)
     context = PoolContext(
-        Window(low, high), segment, segments, rho, gamma, shares[0], draws
+        Window(low, high), segment, segments, rho, gamma, shares[0], draws, ties
     )
 
     def pool(random_share, minimum):
@@ -213,10 +213,13 @@ def test_pools_are_of_their_class(
 @cases(300)
 @given(of_class=classes(), segments=st.integers(1, 6))
 def test_disjoint_pools_are_a_partition(of_class, segments):
-    difficulty, draws, _ = of_class
+    difficulty, draws, ties, _ = of_class
     found = []
     for segment in range(1, segments + 1):
-        context = PoolContext(Window(0.0, 1.0), segment, segments, 0.0, 0.0, 0.0, draws)
+        context = PoolContext(
+            Window(0.0, 1.0), segment, segments, 0.0, 0.0, 0.0, draws, ties
+        )
+        draws = draws[::-1]  # those of another segment
         priority, size = schedule.disjoint_rule(difficulty, context)
         found += np.argsort(priority, kind="stable")[:size].tolist()
     assert sorted(found) == list(range(len(draws)))
