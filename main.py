@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         # Else the others would wait for this one, and it for them.
         hosts.leave(1 if code is None else code)
     if hosts.is_first():
-        print("\n".join(map(printable, text.split("\n"))))
+        show(text)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -84,8 +84,27 @@ def parse_flags(argv: list[str]) -> list[str]:
                 settings.check_key(argument.lstrip("-").split("=")[0])
         text = str(error).strip()
         if "Traceback" in text:  # of the config file; its last line says what it was
-            text = "--config: " + text.splitlines()[-1]
-        raise UserError(" ".join(text.split())) from None
+            text = text.splitlines()[-1]
+        elif isinstance(error, flags.Error):  # names its flag
+            raise UserError(" ".join(text.split())) from None
+        raise UserError("--config: " + " ".join(text.split())) from None
+
+
+def show(text: str) -> None:
+    """Print what a run found, which is on disk as well.
+
+    Raises:
+      UserError: there is no room for it.
+    """
+    try:
+        print("\n".join(map(printable, text.split("\n"))), flush=True)
+    except BrokenPipeError:  # nobody wants to read any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise UserError(
+            f"cannot print the results: {error.strerror}; they are in --workdir"
+        ) from None
 
 
 def tell(error: BaseException) -> int | None:

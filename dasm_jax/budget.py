@@ -1,5 +1,6 @@
 """How long each segment is matched, and how fast: counted FLOPs, loops and rates."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ class SegmentPlan(NamedTuple):
 
     def slowed(self, halvings: int) -> "SegmentPlan":
         """The same plan with its learning rate halved so many times."""
-        rate = self.learning_rate / 2**halvings
+        rate = math.ldexp(self.learning_rate, -halvings)
         return self._replace(learning_rate=rate, halvings=halvings)
 
     @property

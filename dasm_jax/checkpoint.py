@@ -91,7 +91,11 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def remove(path: Path) -> None:
-    """Remove an item, or as much of it as can be; of a link, the link alone."""
+    """Remove an item, or as much of its arrays as can be; of a link, the link alone.
+
+    Raises:
+      OSError: it is still whole.
+    """
     if path.is_symlink():
         path.unlink()
         return

@@ -47,7 +47,4 @@ def remedy(problem: Problem, plan: SegmentPlan) -> str:
         fields += f", config.matcher.{matcher.name}.step_size or step_size_lr"
     if not plan.halvings:
         fields += ", or set config.on_nonfinite='rollback'"
-    return (
-        f"lower {fields} (the image rate there is {plan.learning_rate:g}); the last "
-        "good set is kept"
-    )
+    return f"lower {fields} (the image rate there is {plan.learning_rate:g})"

@@ -6,11 +6,11 @@ import json
 import logging
 import os
 import stat
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from dasm_jax.errors import CannotWrite, UserError
 
@@ -42,15 +42,12 @@ def write_atomically(path: Path, write) -> None:
       CannotWrite: permissions, a full disk.
     """
     try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
-        )
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):  # the first error is the one to be told
@@ -114,11 +111,36 @@ def read_regular(path: Path, most: int, links: bool = False) -> str:
     """
     if path.is_symlink() and not links:
         raise ValueError(f"{path} is a link")
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
-            raise ValueError(f"{path} is no file, or too large")
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"{path} is too large")
         return file.read(most).decode()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is no pipe or device, which could keep us waiting.
+
+    Raises:
+      OSError: it cannot be opened.
+      ValueError: it is something else.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{path} is no file")
+    return file
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in, unless it is there.
+
+    Raises:
+      CannotWrite: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -198,11 +220,12 @@ def open_to_append(path: Path, size: int | None = None) -> TextIO:
 
 
 def _open_own(path: Path) -> TextIO:
-    own = os.O_NOFOLLOW | os.O_NONBLOCK  # nor wait for whoever reads a pipe
+    def opened(name: str, flags: int) -> int:
+        # Not through a link, nor waiting for whoever reads a pipe.
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
     try:
-        file = open(  # noqa: SIM115
-            path, "a", encoding="utf-8", opener=lambda p, flags: os.open(p, flags | own)
-        )
+        file = open(path, "a", encoding="utf-8", opener=opened)  # noqa: SIM115
     except OSError as error:
         if path.is_symlink():
             raise UserError(

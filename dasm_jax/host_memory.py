@@ -10,19 +10,21 @@ import os
 import sys
 from pathlib import Path
 
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def physical_memory() -> int:
-    """Bytes of memory that this machine has; where it does not say, all there can be.
+    """Bytes that this machine, or container, has; where it says none, all there can be.
 
     What is larger cannot be read, and is not worth trying.
     """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
-        return sys.maxsize
+        there = sys.maxsize
+    return min(there, _limit())
 
 
 def available_memory() -> int | None:
@@ -31,10 +33,21 @@ def available_memory() -> int | None:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
-                    return 1024 * int(line.split()[1])
+                    there = 1024 * int(line.split()[1])
+                    break
+            else:
+                return None
     except (OSError, ValueError):
-        pass
-    return None
+        return None
+    return min(there, _limit())
+
+
+def _limit() -> int:
+    """Bytes that a container may take (cgroup v2); where it does not say, no limit."""
+    try:
+        return int(CONTAINER.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max"
+        return sys.maxsize
 
 
 def mappings_taken() -> float:

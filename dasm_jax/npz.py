@@ -6,6 +6,7 @@ asked for are read, and nothing is unpickled.
 
 import lzma
 import math
+import os
 import struct
 import tokenize
 import warnings
@@ -14,16 +15,17 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from dasm_jax.errors import UserError
+from dasm_jax.files import open_regular
 from dasm_jax.host_memory import physical_memory
 
 # What zipfile and NumPy raise on a damaged file. MemoryError: a flipped bit in an
 # array's header can ask for terabytes. SyntaxError, TokenError: it is a literal of
-# Python, and is parsed.
+# Python, and is parsed. SystemError: text holds what is no character.
 DAMAGE = (
     OSError,
     EOFError,
@@ -32,6 +34,7 @@ DAMAGE = (
     OverflowError,
     RuntimeError,
     SyntaxError,
+    SystemError,
     TypeError,
     ValueError,
     lzma.LZMAError,
@@ -133,9 +136,7 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
         unpack to far more than it is.
       Exception: it is damaged, one of ``DAMAGE``.
     """
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is no .npz file; save it with np.savez")
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, _archive(path, file) as archive:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
             raise ValueError("it holds a field twice")
@@ -145,7 +146,8 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
                 "np.savez or np.savez_compressed"
             )
         unpacked = sum(max(m.file_size, m.compress_size) for m in members)
-        allowed = max(ALWAYS_ALLOWED, LARGEST_RATIO * path.stat().st_size)
+        size = os.fstat(file.fileno()).st_size
+        allowed = max(ALWAYS_ALLOWED, LARGEST_RATIO * size)
         if unpacked > min(allowed, physical_memory()):
             raise UserError(
                 f"{path} would unpack to {unpacked:,} bytes, over {LARGEST_RATIO} "
@@ -153,3 +155,9 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
                 "decompression bomb; save it with np.savez"
             )
         yield NpzReader(path, archive)
+
+
+def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"{path} is no .npz file; save it with np.savez")
+    return zipfile.ZipFile(file)

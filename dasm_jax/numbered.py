@@ -31,7 +31,8 @@ class Checkpoints:
 
     Only whole ones count. What a process that was killed left of others is removed, so
     a folder belongs to one process at a time. A damaged one is set aside under another
-    name, and removed when a newer one is whole; a ``careful`` user removes neither.
+    name, and removed when a newer one is whole. For a ``careful`` user both are set
+    aside, and nothing is removed.
     """
 
     def __init__(self, folder: Path, keep: int, careful: bool = False):
@@ -186,7 +187,7 @@ class Checkpoints:
             return []
         except OSError as error:
             raise Unreadable(self._folder, error) from error
-        pattern = re.compile("([0-9]{6})" + re.escape(end))
+        pattern = re.compile("([0-9]{6}|[1-9][0-9]{6,})" + re.escape(end))
         return [int(found[1]) for found in map(pattern.fullmatch, names) if found]
 
 

@@ -6,8 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from dasm_jax.errors import UserError
-from dasm_jax.files import read_record, write_json
+from dasm_jax.files import make_folder, read_record, write_json
 
 # Python's whole numbers have no end, but what is done with them has.
 LARGEST_AMOUNT = 2.0**63
@@ -48,10 +47,7 @@ def keep(folder: Path, identity: dict[str, Any], result: dict[str, Any]) -> None
     Raises:
       UserError: it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    make_folder(folder)
     content = {"identity": _plain(identity), "result": result}
     write_json(folder / _name(identity), content)
 
@@ -82,3 +78,13 @@ def is_amount(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return 0 <= value < LARGEST_AMOUNT
+
+
+def are_amounts(values: Any) -> bool:
+    """Whether it is a list of such numbers, at least one."""
+    return isinstance(values, list) and bool(values) and all(map(is_amount, values))
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value from a file is text."""
+    return isinstance(value, str)

@@ -1,8 +1,8 @@
 """Which real images stand for a class: the coreset rows, one class at a time.
 
-Every rule orders the images of a class and takes the first ``count``; images beyond
-``valid`` are padding. Two images that are equal, or equally good, are told apart by
-their place, by ``draws`` where the rule only ranks; none is taken twice.
+Every rule of ``RULES`` orders the images of a class and takes the first ``count``;
+images beyond ``valid`` are padding. Two images that are equal, or equally good, are
+told apart by their place, by ``draws`` where the rule only ranks; none is taken twice.
 """
 
 from collections.abc import Callable

@@ -56,7 +56,7 @@ def make_supplier(
 
     Returns:
       ``supply(plan, pool)``. It raises a ``UserError`` where stored experts belong to
-      something else or are damaged, and where one diverges.
+      something else, and where one diverges; damaged ones are trained again.
     """
     m = problem.settings.matcher.active
     if isinstance(m, TrajectoryMatchingSettings):

@@ -19,7 +19,7 @@ import jax
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
-from dasm_jax.files import locked, read_record, remove_unfinished, write_json
+from dasm_jax.files import locked, read_json, remove_unfinished, write_json
 from dasm_jax.records import is_amount
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
@@ -63,13 +63,14 @@ def open_workdir(path: str, settings: Settings) -> Iterator[Path]:
 def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
     config_file = workdir / "config.json"
     if config_file.exists():
-        earlier = read_record(config_file)
-        if not earlier:
+        try:
+            earlier = _identity(read_json(config_file))
+            names = differences(identity(settings), earlier)
+        except (AttributeError, LookupError, TypeError, ValueError):
             raise UserError(
                 f"--workdir={path} holds a config.json that cannot be read; use "
                 "another folder or remove it"
-            )
-        names = differences(identity(settings), _identity(earlier))
+            ) from None
         if names:
             raise UserError(
                 f"--workdir={path} belongs to a run with another config; it differs "

@@ -3,8 +3,9 @@
 import json
 
 import numpy as np
+import pytest
 
-from dasm_jax.errors import NonFiniteError
+from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import sets
 from tests.small import small_dataset
 from tests.test_curve import _small_data, start  # noqa: F401  (fixtures)
@@ -44,6 +45,20 @@ def test_coresets_are_kept_and_evaluated(tmp_path):
     (left / "000009").mkdir(parents=True)  # of a kill at the very end
     assert "finished before" in start(tmp_path, **given)
     assert not left.exists()
+
+
+def test_failures_are_tried_again_and_nothing_else_is_an_error(tmp_path, monkeypatch):
+    def fail(*args):
+        raise NonFiniteError("a pixel is not finite", None)
+
+    given = {"experiment": "coreset", "coreset__methods": ("static_filter",)}
+    with monkeypatch.context() as patch:
+        patch.setattr(sets, "distil", fail)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"every method failed, .*not finite"):
+                start(tmp_path, **given)
+    assert "static filter" in start(tmp_path, **given)
+    assert json.loads((tmp_path / "summary.json").read_text())["failures"] == {}
 
 
 def test_a_method_that_fails_leaves_the_others(tmp_path, monkeypatch):

@@ -144,6 +144,15 @@ def test_it_goes_on_where_it_stopped(finished, monkeypatch):
     assert renewed["networks"] == content["networks"]
 
 
+@pytest.mark.parametrize("networks", ["abc", 5, [], [None], ["x"]])
+def test_a_cell_without_accuracies_is_made_again(finished, networks):
+    workdir, text = finished
+    cell = workdir / "cells" / "random_ipc2_seed1.json"
+    cell.write_text(json.dumps({**json.loads(cell.read_text()), "networks": networks}))
+    assert start(workdir, curve__seeds=(0, 1)) == text
+    assert json.loads(cell.read_text())["networks"] != networks
+
+
 @pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"mean": 0.5}'])
 def test_a_damaged_cell_is_made_again(finished, damage):
     workdir, text = finished

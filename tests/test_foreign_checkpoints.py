@@ -300,6 +300,31 @@ def test_a_state_of_another_run_gives_way(kept, caplog, tmp_path, change):
     assert "is damaged" in caplog.text
 
 
+def with_seconds(stop, value):
+    seconds = stop.active.seconds._replace(matching=value)
+    return stop._replace(active=stop.active._replace(seconds=seconds))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stop: stop._replace(halvings=2**40),
+        lambda stop: stop._replace(halvings=-1),
+        lambda stop: stop._replace(
+            finished=[
+                each._replace(plan=each.plan.slowed(5000)) for each in stop.finished
+            ]
+        ),
+        lambda stop: with_seconds(stop, float("nan")),
+        lambda stop: with_seconds(stop, -1.0),
+    ],
+    ids=["halvings", "negative", "of a segment", "nan", "seconds"],
+)
+def test_numbers_that_no_run_has_give_way(kept, caplog, tmp_path, change):
+    assert kept.written(change(kept.stop), tmp_path) == "the beginning"
+    assert "is damaged" in caplog.text
+
+
 @pytest.mark.parametrize("field", ["pixels", "seen"])
 def test_finished_segments_of_another_shape_give_way(kept, caplog, tmp_path, field):
     (first,) = kept.stop.finished

@@ -1,6 +1,7 @@
 """Files and numbers that somebody made on purpose: each is refused in one line."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_what_unpacks_without_a_bound_is_not_unpacked(tmp_path, method):
         ({"labels": np.full(8, -1)}, "labels holds -1"),
         ({"factor": np.uint64(2**64 - 1)}, "factor is 18446744073709551615"),
         ({"class_names": np.array(["cat", ESCAPE])}, r"a class '.x1b.2J"),
+        ({"class_names": np.full(2, 2**32 - 1, np.uint32).view("<U1")}, "damaged|read"),
         ({"class_names": np.array(["cat", "x" * 100_000])}, "xxx … xxx.*config.data"),
         ({"formation": np.str_(ESCAPE)}, r"formation is '.x1b"),
         ({"mean": np.frombuffer(b"\1\0\xa0\x7f", "<f4")}, "normalised by mean .nan"),
@@ -70,6 +72,13 @@ def test_what_unpacks_without_a_bound_is_not_unpacked(tmp_path, method):
 def test_fields_of_any_type_and_value(tmp_path, changes, match):
     (tmp_path / "bad.npz").write_bytes(fuzz_npz.packed(**changes))
     refused(tmp_path / "bad.npz", match)
+
+
+def test_a_set_is_no_pipe_and_no_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for name in ("pipe.npz", "zero.npz"):
+        refused(tmp_path / name, f"{name} .*(is no file|cannot be read)")
 
 
 def test_text_without_width_is_not_allocated(tmp_path):

@@ -325,3 +325,39 @@ def test_what_a_program_takes():
     assert (need.data, need.programs) == (20, found["temp"] + 80_000)
     assert 0 < need.used < need.limit
     assert need.fits == (need.used + need.programs <= need.limit)
+
+
+def printed_to(out):
+    """A process that shows a table and ends as ``main.py`` does."""
+    code = """
+import sys, main
+try:
+    main.show("a table")
+except Exception as error:
+    sys.exit(main.tell(error))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_table_without_room():
+    with open("/dev/full", "w") as full:
+        done = printed_to(full)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: cannot print the results: No space left on device; they are in "
+        "--workdir\n"
+    )
+
+
+def test_a_table_that_nobody_reads():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = printed_to(writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

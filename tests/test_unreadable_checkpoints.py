@@ -150,6 +150,13 @@ def test_what_was_left_in_a_folder_goes_with_the_old_item(tmp_path):
 # --- links ----------------------------------------------------------------------------
 
 
+def test_numbers_may_outgrow_their_places(tmp_path):
+    (tmp_path / "999999").mkdir()
+    written(tmp_path)
+    assert {*names(tmp_path)} == {"1000000", "1000001"}
+    assert newest(tmp_path) == 1
+
+
 def test_a_link_or_another_name_is_no_item(tmp_path):
     folder, outside = written(tmp_path / "items"), tmp_path / "outside"
     outside.mkdir()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from dasm_jax import checkpoint, files
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.rollback import Rollback, undo
+from dasm_jax.files import make_folder, open_to_append, write_atomically
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.settings import from_config
 from dasm_jax.workdir import open_workdir
@@ -198,6 +200,37 @@ def test_a_folder_that_is_named_like_an_unfinished_file(tmp_path):
     (tmp_path / ".mine.unfinished").mkdir()
     with open_workdir(str(tmp_path), from_config(small_config())):
         assert (tmp_path / ".mine.unfinished").is_dir()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"experiment": "distill", "matcher": {}}, {"matcher": {"name": []}}, {}, [1]],
+)
+def test_a_config_that_no_run_wrote(tmp_path, config):
+    if isinstance(config, dict):
+        config.setdefault("experiment", "distill")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"cannot be read|belongs to a run with another"
+    ):
+        start(tmp_path)
+
+
+def test_files_have_the_modes_that_the_user_wants(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "whole", lambda file: file.write(b"x"))
+        open_to_append(tmp_path / "lines").close()
+    finally:
+        os.umask(before)
+    for name in ("whole", "lines"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "cells").touch()
+    with pytest.raises(UserError, match=r"cannot write .*cells: File exists"):
+        make_folder(tmp_path / "cells")
 
 
 def test_files_of_a_run_inside_are_left_alone(tmp_path):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dasm_jax import evaluate, hosts, records
+from dasm_jax import evaluate, hosts
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
@@ -22,9 +22,10 @@ from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.memory import make_room_for_programs
 from dasm_jax.experiments.rollback import log_rollback
-from dasm_jax.files import read_json, read_record, write_json
+from dasm_jax.files import make_folder, read_json, read_record, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
+from dasm_jax.records import are_amounts, is_amount, is_text
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
@@ -37,9 +38,15 @@ RESULTS = 3
 FULL = "full"
 
 # What the files of a set and of an accuracy must hold.
-COST = ("matching_flops", "seconds_making")
-AMOUNTS = (*COST, "mean", "std")
-ACCURACY = (*AMOUNTS, "networks", "commit", "date", "device")
+Checks = dict[str, Callable[[Any], bool]]
+COST: Checks = {name: is_amount for name in ("matching_flops", "seconds_making")}
+ACCURACY: Checks = {
+    **COST,
+    "mean": is_amount,
+    "std": lambda value: value is None or is_amount(value),  # of a single network
+    "networks": are_amounts,
+    **{name: is_text for name in ("commit", "date", "device")},
+}
 
 
 class Cell(NamedTuple):
@@ -98,7 +105,7 @@ def fill(
       UserError: what is there is of other images, or nothing can be written.
     """
     for name in ("cells", "sets"):
-        (workdir / name).mkdir(exist_ok=True)
+        make_folder(workdir / name)
     claim_workdir(workdir, settings)
     log = RunLog(
         workdir, sum(len(source.cells) for source in sources), after=LogPosition()
@@ -223,17 +230,14 @@ class _Bench:
         }
 
     def _kept(
-        self, path: Path, fields: tuple[str, ...], origin: dict[str, str]
+        self, path: Path, fields: Checks, origin: dict[str, str]
     ) -> dict[str, Any] | None:
         """What a file holds; None where it has to be made, or made again."""
         if not path.exists():
             return None
         content = read_record(path)
-        amounts = [content.get(name) for name in AMOUNTS if name in fields]
-        if content.get("std", 0) is None:  # of a single network
-            amounts.remove(None)
         intact = {*fields, *origin} <= {*content}
-        if not (intact and all(map(records.is_amount, amounts))):
+        if not (intact and all(fits(content[name]) for name, fits in fields.items())):
             self._log.line(f"{path.name} is damaged; it is made again")
             return None
         if content["data_hash"] != origin["data_hash"]:

@@ -1,7 +1,7 @@
 """Select real images by every method of the list, and evaluate the selections."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dasm_jax.experiments.common import (
 )
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.rollback import log_rollback
-from dasm_jax.files import write_json
+from dasm_jax.files import make_folder, write_json
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.run_log import RunLog
 from dasm_jax.schema import Settings
@@ -31,13 +31,13 @@ from dasm_jax.workdir import PhaseClock
 def run(settings: Settings, workdir: Path) -> str:
     """Run the experiment; returns the table and the paths for the terminal."""
     summary = finished_summary(workdir)
-    if summary is not None:
-        _discard(settings, workdir)
+    if summary is not None and not summary["failures"]:
+        _discard(settings.coreset.methods, workdir)
         return f"{shown_again(workdir, summary, _report)}\n{_paths(workdir)}"
     clock = PhaseClock()
     with clock.phase("data"):
         problem = load_problem(settings)
-    (workdir / "sets").mkdir(exist_ok=True)
+    make_folder(workdir / "sets")
     c, ipc = settings.coreset, settings.ipc
     select = sets.make_selection(problem)
     failures: dict[str, str] = {}
@@ -78,12 +78,16 @@ def run(settings: Settings, workdir: Path) -> str:
         "failures": failures,
     }
     write_json(workdir / "summary.json", summary)
-    _discard(settings, workdir)
+    made = [method for method in c.methods if sets.LABELS[method] not in failures]
+    _discard(made, workdir)
+    if not made:
+        first = next(iter(failures.values()))
+        raise UserError(f"every method failed, the first one: {first}")
     return f"{_report(summary)}\n\n{_paths(workdir)}"
 
 
-def _discard(settings: Settings, workdir: Path) -> None:
-    for method in settings.coreset.methods:
+def _discard(methods: Sequence[str], workdir: Path) -> None:
+    for method in methods:
         discard(workdir / "runs" / method)
 
 

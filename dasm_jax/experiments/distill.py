@@ -147,6 +147,7 @@ def _distill(
     except NonFiniteError as error:
         _save(problem, workdir, error.last_good)
         log.line(str(error))
+        log.line("the last good set is in synthetic.npz")
         raise
 
 

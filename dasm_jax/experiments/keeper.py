@@ -20,8 +20,8 @@ from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments import kept
 from dasm_jax.experiments.kept import Kept
 from dasm_jax.experiments.memory import check_fits, memory_explained
-from dasm_jax.experiments.rollback import Rollback
-from dasm_jax.files import cannot_write, read_record, write_json
+from dasm_jax.experiments.rollback import MOST_HALVINGS, Rollback
+from dasm_jax.files import make_folder, read_record, write_json
 from dasm_jax.numbered import Checkpoints
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Progress, SegmentResult, Snapshot
@@ -31,7 +31,6 @@ from dasm_jax.workdir import PhaseClock, identity
 
 CHECKPOINTS = "checkpoints"
 ACCOUNTS = "accounts.json"  # of time and memory, so far
-MOST_HALVINGS = 10
 
 _log = logging.getLogger(__name__)
 
@@ -277,15 +276,15 @@ class Keeper:
         Raises:
           UserError: it cannot be written, or whatever ``make`` raises.
         """
-        identity = {**self._identity, "made_from": made_from}
+        metadata = {**self._identity, "made_from": made_from}
         try:
-            if read_metadata(self._folder, name) == identity:
+            if read_metadata(self._folder, name) == metadata:
                 return load(self._folder, name, like)
         except Damaged:
             _log.warning("%s is damaged; it is made again", self._folder / name)
         tree = make()
         if tree is not None:
-            save(self._folder, name, tree, identity)
+            save(self._folder, name, tree, metadata)
             self._account()
         return tree
 
@@ -293,10 +292,7 @@ class Keeper:
         """Write what was spent on what is kept."""
         if self._clock is None:
             return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
+        make_folder(self._folder)
         write_json(self._folder / ACCOUNTS, self._clock.record())
 
     def accuracy(

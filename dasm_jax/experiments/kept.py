@@ -1,6 +1,7 @@
 """What a checkpoint of a run holds, and whether a file that says so can be one."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -16,12 +17,13 @@ from dasm_jax.checkpoint import differences
 from dasm_jax.clusters import by_clusters
 from dasm_jax.dasm import segment_data, state_like
 from dasm_jax.errors import printable
+from dasm_jax.experiments.rollback import MOST_HALVINGS
 from dasm_jax.mesh import available_cores
 from dasm_jax.numbered import INSTEAD_OF, Item
 from dasm_jax.pools import Pool
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Snapshot
-from dasm_jax.records import LARGEST_AMOUNT
+from dasm_jax.records import LARGEST_AMOUNT, is_amount
 from dasm_jax.run_log import LogPosition
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
 from dasm_jax.stored_tree import Damaged
@@ -213,17 +215,22 @@ def _check_snapshot(
     """Refuse what a run of this problem never holds, with a ValueError."""
     finished, active, halvings = snapshot
     done = len(finished) + (active is not None)
-    _require(done <= len(plans) and halvings >= 0)
+    _require(done <= len(plans))
+    for each in (halvings, *(result.plan.halvings for result in finished)):
+        _require(0 <= each <= MOST_HALVINGS)
     n_classes, shape = problem.dataset.n_classes, problem.dataset.image_shape
     params = jax.eval_shape(problem.network.init, jax.random.key(0))
     seen = problem.method.view(params)
     for plan, result in zip(plans, finished):
         pixels = jax.ShapeDtypeStruct((n_classes, plan.size, *shape), np.float32)
         _check_like((result.pixels, result.seen), (pixels, seen))
+        _require(all(map(is_amount, result.seconds)))
+        _require(all(map(math.isfinite, jax.tree.leaves(result.learned))))
         _check_pool(problem, result.pool, params)
     if active is not None:
         plan = plans[len(finished)]
         _require(0 <= active.outer <= plan.outer_iterations and active.pool_round >= 0)
+        _require(all(map(is_amount, active.seconds)))
         _check_pool(problem, active.pool, params)
         _check_clusters(problem, active.pool)
         data = segment_data(
@@ -247,6 +254,7 @@ def _check_like(arrays: Any, like: Any) -> None:
 def _check_pool(problem: Problem, pool: Pool, params: Params) -> None:
     count = len(problem.dataset.train.labels)
     _require(len(pool.members) == problem.dataset.n_classes)
+    _require(is_amount(pool.seconds))
     for members in pool.members:
         _require(members.ndim == 1 and np.issubdtype(members.dtype, np.integer))
         _require(((members >= 0) & (members < count)).all())

@@ -28,10 +28,8 @@ def make_room_for_programs() -> None:
 
 def what_to_lower(settings: Settings) -> str:
     """The fields that memory follows, the best one first."""
-    names, name = ["network.width"], settings.matcher.name
-    if settings.experiment == "evaluate":
-        names.insert(0, "evaluate.recipe.batch")
-    elif settings.experiment != "recover":
+    names, name = ["network.width", "evaluate.recipe.batch"], settings.matcher.name
+    if settings.experiment not in ("evaluate", "recover"):
         names.insert(0, f"matcher.{name}.synthetic_batch")
         if isinstance(settings.matcher.active, BatchMethodSettings):
             names.insert(0, f"matcher.{name}.real_batch")

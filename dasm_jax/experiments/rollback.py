@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from dasm_jax.run_log import ROLLBACK, LogPosition, RunLog
 
+MOST_HALVINGS = 10
+
 
 class Rollback(NamedTuple):
     """The run goes back, because something was no finite number."""

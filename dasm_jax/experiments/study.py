@@ -31,7 +31,12 @@ from dasm_jax.experiments.document import (
     slug,
 )
 from dasm_jax.experiments.study_rows import Row, from_csv, read, rows_of, to_csv
-from dasm_jax.files import read_record, write_atomically, write_json
+from dasm_jax.files import (
+    make_folder,
+    read_record,
+    write_atomically,
+    write_json,
+)
 from dasm_jax.plan import fitting_niter, plan_segments, total_flops
 from dasm_jax.problem import make_problem
 from dasm_jax.schema import Settings
@@ -236,7 +241,7 @@ def _publish(settings: Settings, workdir: Path, document: Path, rows: list[Row])
     if c.document:
         name = slug(f"{c.name}_{dataset}")
         folder = document.parent / "study"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         pictures = {f"{name}_{n}": files[n] for n in files if n.endswith(".png")}
         _write(folder, {f"{name}.csv": files["cells.csv"], **pictures})
         shown = [f"![{as_text(title)}](study/{picture})" for picture in pictures]
