@@ -35,7 +35,8 @@ class Shelf(Generic[Thing]):
 def remembered(make: Make) -> Make:
     """Let a pure function return what it made for equal arguments before.
 
-    Where one of them has no hash, such as an array, it is made anew.
+    Where one of them has no hash, such as an array, it is made anew. ``cache_clear()``
+    of the result forgets all, as that of ``functools.lru_cache`` does.
     """
     kept = functools.lru_cache(maxsize=MOST)(make)
 
@@ -47,4 +48,5 @@ def remembered(make: Make) -> Make:
             return make(*args, **kwargs)
         return kept(*args, **kwargs)
 
+    found.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
     return found  # type: ignore[return-value]

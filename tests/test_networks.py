@@ -36,8 +36,11 @@ def few_layers(monkeypatch):
 
     All kinds of layers and changes of size stay; whole ones are counted below.
     """
+    make_network.cache_clear()
     monkeypatch.setattr(densenet, "STAGES", (2, 1, 1, 1))
     monkeypatch.setattr(vit, "DEPTH", 2)
+    yield
+    make_network.cache_clear()
 
 
 def network(text, image_shape=(16, 16, 3), n_classes=3):
