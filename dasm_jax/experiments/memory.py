@@ -11,7 +11,7 @@ from dasm_jax.device_memory import Need
 from dasm_jax.errors import UserError
 from dasm_jax.schema import BatchMethodSettings, Settings
 
-MOST_MAPPINGS = 0.5
+MOST_MAPPINGS = 0.5  # taken, so that what a cell compiles fits into the rest
 
 
 def make_room_for_programs() -> None:
