@@ -105,6 +105,7 @@ def test_in_full_size(tmp_path, name, side):
     assert images.shape[-3:] == (side, side, 3)
 
 
+@pytest.mark.slow
 def test_from_tfds(tmp_path):
     tiny = Tiny(tmp_path / "tfds", sizes=(4, 5, 9, 4, 6, 4)).write()
     images = start(

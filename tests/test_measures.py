@@ -247,6 +247,7 @@ def test_gradient_norms_of_images_and_of_deciles(problem, reference, monkeypatch
     np.testing.assert_allclose(of_means, slow, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_diversity_of_segments_of_their_union_and_of_random_images(problem, reference):
     results = small_results(synthetic__factor=2, matcher__name="dm")
     problem = small_problem(synthetic__factor=2)

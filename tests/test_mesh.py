@@ -124,6 +124,7 @@ def test_a_device_matches_one_class_while_others_match_theirs():
     assert (several.out_info[0].shape, alone.out_info[0].shape) == ((4,), (1,))
 
 
+@pytest.mark.slow
 def test_matching_all_classes_in_one_program_is_shared_out():
     def compiled(devices):
         problem = problem_on(devices, 4, talks=True)

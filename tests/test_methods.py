@@ -198,7 +198,7 @@ def one_segment(name, **changes):
     return small_problem(ipc=IPC, dasm__segments=1, matcher__name=name, **fields)
 
 
-@pytest.mark.parametrize("name", sorted(DISTANCES))
+@pytest.mark.parametrize("name", slow_but(sorted(DISTANCES), "dm", "dsa"))
 def test_one_segment_is_the_public_loop(name):
     # Flips and colours keep the comparison away from the kinks of bilinear shifts.
     strategy = {"dc": "none"}.get(name, "color_flip_cutout")
@@ -215,6 +215,7 @@ def test_one_segment_is_the_public_loop(name):
     assert moved.max() > 0.03  # a hundred times what the two may differ by
 
 
+@pytest.mark.slow
 def test_one_segment_of_trajectory_matching_is_the_public_loop():
     problem = one_segment(
         "mtt", augment="none", image__lr=1.0, step_size=0.05, step_size_lr=1e-5

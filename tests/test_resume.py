@@ -94,7 +94,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(STOPS, "idc", "rescoring"))
+@pytest.mark.parametrize("name", slow_but(STOPS, "rescoring"))
 def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
     changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})
@@ -341,7 +341,8 @@ def test_distilled_sets_of_tables_go_on(tmp_path):
 # --- processes ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", slow_but([1, 3], 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
 def test_kills_change_no_byte(tmp_path, kills):
     said = []
     assert torture(tmp_path, COMPILED, kills, 1, FEWER, said.append), "\n".join(said)
