@@ -29,10 +29,12 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (named in the hook below)
+from tests.generated import EVERYTHING
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_debug_key_reuse", True)
+# A third of all time where every program is watched: see tests/test_keys.py.
+jax.config.update("jax_debug_key_reuse", EVERYTHING)
 # Many tests run the same small programs: each is compiled once, by whoever is first.
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "tests")

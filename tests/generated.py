@@ -6,14 +6,15 @@ from hypothesis import HealthCheck, settings
 
 from dasm_jax.errors import UserError
 
-ALL = "ALL_CASES"  # set to 1: all of them, as `make test-all` does
+# All of them, as `make test-all` does.
+EVERYTHING = os.environ.get("ALL_CASES") == "1"
 SHARE = 6  # of them is enough to see that nothing broke
 
 
 def cases(count):
     """That many, the same ones in every run, however slow the machine."""
     return settings(
-        max_examples=count if os.environ.get(ALL) == "1" else count // SHARE,
+        max_examples=count if EVERYTHING else count // SHARE,
         deadline=None,
         derandomize=True,
         database=None,
