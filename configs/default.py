@@ -159,6 +159,12 @@ def get_config() -> ConfigDict:
     study.rows = ""  # cells.csv files, commas between: show them, run nothing
     study.document = ""  # Markdown file whose section is renewed, the CSV beside it
 
+    config.analyse = analyse = ConfigDict()  # experiment=analyse, measures of runs
+    # "name: workdir, workdir, …": finished runs that differ in their seed
+    analyse.runs = ()
+    analyse.rows = ""  # a rows.csv of an analysis: show it, read no run
+    analyse.document = ""  # Markdown file whose section is renewed, files beside it
+
     config.measure = measure = ConfigDict()  # section 7: what a run measures of itself
     measure.networks = 1  # trained on all real images, they rank difficulty; 0: nothing
     measure.steps = 2000  # SGD steps of each, under the evaluation recipe

@@ -58,6 +58,18 @@ def write_atomically(path: Path, write) -> None:
         raise cannot_write(path, error) from error
 
 
+def write_all(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write files by name, each whole or not at all.
+
+    Raises:
+      CannotWrite: permissions, a full disk.
+    """
+    for name, content in contents.items():
+        write_atomically(
+            folder / name, lambda file, content=content: file.write(content)
+        )
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what ``write_atomically`` left in a folder when it was killed.
 

@@ -6,7 +6,7 @@ scores stay in its records of segments. Nothing here touches the synthesis: the 
 are those of ``evaluate.seed``, and everything is read from finished segments.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +39,34 @@ def decile_shares_of_sum(values: np.ndarray, deciles: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all() or total <= 0:
         return np.full(DECILES, np.nan)
     return means / total
+
+
+def shares_by_real_deciles(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    difficulty: np.ndarray,
+    class_indices: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Share of images as difficult as each decile of the real ones, f64[10].
+
+    Args:
+      scores: f[n] of the images; NaN where one cannot be scored.
+      labels: i[n] of the images.
+      difficulty: f[N] of the real images, on the same scale.
+      class_indices: i64[n_c] per class, into the N real images.
+
+    Returns:
+      shares that add up to 1; one that is easier than all real images of its class is
+      in the first decile, one that is harder in the last. NaN if a score is.
+    """
+    if not np.isfinite(scores).all():
+        return np.full(DECILES, np.nan)
+    counts = np.zeros(DECILES)
+    for label, indices in enumerate(class_indices):
+        easier = np.searchsorted(np.sort(difficulty[indices]), scores[labels == label])
+        deciles = np.minimum(DECILES * easier // max(len(indices), 1), DECILES - 1)
+        counts += np.bincount(deciles, minlength=DECILES)
+    return counts / max(len(scores), 1)
 
 
 def mean_pairwise_distance(rows: np.ndarray, labels: np.ndarray) -> float:
@@ -118,10 +146,7 @@ def make_reference(problem: Problem) -> Reference | None:
     keys = [key_for(root, Use.MEASURE, 0, n) for n in range(s.measure.networks)]
     each = trainers.train_each(train, problem.loop.mesh, keys, *full_set(problem))
     networks = [trajectory[-1] for trajectory in each]
-    predict = trainers.make_predictor(
-        problem.network.apply, problem.statistics, problem.loop.mesh
-    )
-    score = scoring.make_scorer("ce", predict, _gradient_norm(problem))
+    score = _scorer(problem)
     judges = [[params] for params in networks]
     test = problem.dataset.test
     difficulty = score(judges, *problem.real).scores
@@ -188,7 +213,7 @@ def measure_segments(
     Decile means of gradients mix the classes.
     """
     gradients = _make_gradient_measure(problem, reference)
-    diversity = _make_diversity_measure(problem, reference)
+    images = _make_image_measure(problem, reference)
     for result in results:
         segment = result.plan.segment
         seen = result.seen
@@ -213,7 +238,7 @@ def measure_segments(
             "mean_gradient_norm_by_decile": {
                 name: to_json(norms) for name, (_, norms) in each.items()
             },
-            **{name: to_json(value) for name, value in diversity(result).items()},
+            **{name: to_json(value) for name, value in images(result).items()},
         }
 
 
@@ -255,20 +280,23 @@ def _make_gradient_measure(
     return measure
 
 
-def _make_diversity_measure(
+def _make_image_measure(
     problem: Problem, reference: Reference
-) -> Callable[[SegmentResult], dict[str, float]]:
+) -> Callable[[SegmentResult], dict[str, Any]]:
     """``measure(result)`` for one segment after another: it remembers the union."""
     embed = coreset.make_embedder(problem)
+    score = _scorer(problem)
+    judges = [[params] for params in reference.networks]
     judge = reference.networks[0]
     real = problem.dataset.train
     smallest = min(len(indices) for indices in problem.class_indices)
     rows: list[np.ndarray] = []
     labels: list[np.ndarray] = []
 
-    def measure(result: SegmentResult) -> dict[str, float]:
+    def measure(result: SegmentResult) -> dict[str, Any]:
         total = decoded_count(problem, (result.plan.size,))
         data, _ = decode_segments(problem, [result.pixels], total)
+        difficulty = score(judges, *data).scores
         rows.append(np.asarray(embed(judge, data.images)))
         labels.append(np.asarray(data.labels))
         count = min(total // problem.dataset.n_classes, smallest)
@@ -276,6 +304,13 @@ def _make_diversity_measure(
         random = np.concatenate(coreset.random_indices(problem, _root(problem), counts))
         of_random = np.asarray(embed(judge, problem.real.images[random]))
         return {
+            "set_difficulty_mean": difficulty.mean(),
+            "set_share_by_decile": shares_by_real_deciles(
+                difficulty,
+                np.asarray(data.labels),
+                reference.difficulty,
+                problem.class_indices,
+            ),
             "diversity": mean_pairwise_distance(rows[-1], labels[-1]),
             "diversity_of_union": mean_pairwise_distance(
                 np.concatenate(rows), np.concatenate(labels)
@@ -295,6 +330,13 @@ def _root(problem: Problem) -> jax.Array:
 
 def _prepare(problem: Problem, images: Array) -> Array:
     return training.normalize(training.to_unit(images), problem.statistics)
+
+
+def _scorer(problem: Problem) -> Callable[..., scoring.Difficulty]:
+    predict = trainers.make_predictor(
+        problem.network.apply, problem.statistics, problem.loop.mesh
+    )
+    return scoring.make_scorer("ce", predict, _gradient_norm(problem))
 
 
 def _gradient_norm(problem: Problem) -> Callable[..., Array]:

@@ -6,61 +6,19 @@ Importing it takes a third of a second: import it where something is drawn.
 import io
 import math
 import re
-import unicodedata
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dasm_jax.files import write_atomically
+from dasm_jax.plot_style import COLOURS, INK, clean, look, short, style
 
-# Each is told from the others by colour-blind readers, and by contrast from white and
-# from black paper; markers say it once more.
-COLOURS = (
-    "#0f7bc0",
-    "#d55e00",
-    "#0b9370",
-    "#c05a96",
-    "#8a6d1b",
-    "#7a64cc",
-    "#b98100",
-    "#4b9fb5",
-    "#7f7f7f",
-    "#c8473c",
-)
-MARKERS = "osD^vPX<>*"
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
-INK = "#1b1b1c"  # text and axes; the page's own text colour in SVG
-LONGEST_NAME = 28
 MOST_POINTS = 300  # of a line; a screen shows no more
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "grid.color": INK,
-    "grid.alpha": 0.14,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "dasm_jax",
-}
-
 Point = tuple[float, float, float | None]
 
 
@@ -78,14 +36,14 @@ def accuracy_curves(
       full: mean and std on all real images, a dashed line.
       title: above the axes; names and titles are shown as they are, never as TeX.
     """
-    with _style():
+    with style():
         figure, axes = _axes(title, [*series, *["Full"] * (full is not None)])
         handles = {}
         for i, (name, points) in enumerate(series.items()):
             points = sorted(points)
             x = [point[0] for point in points]
             y = [100 * point[1] for point in points]
-            (line,) = axes.plot(x, y, **_look(i), markevery=1)
+            (line,) = axes.plot(x, y, **look(i), markevery=1)
             spread = [100 * (point[2] or 0) for point in points]
             if any(spread):
                 low = [mean - std for mean, std in zip(y, spread)]
@@ -120,15 +78,15 @@ def line_curves(
 
     ``log_y`` is taken where the values are positive and span more than a decade or so.
     """
-    with _style():
+    with style():
         figure, axes = _axes(title, list(series))
         handles = {}
         for i, (name, points) in enumerate(series.items()):
             step = max(1, math.ceil(len(points) / MOST_POINTS))
             shown = [*points[:-1:step], *points[-1:]]
-            look: Any = _look(i) if markers else _look(i) | {"marker": ""}
+            seen: Any = look(i) if markers else look(i) | {"marker": ""}
             (handles[name],) = axes.plot(
-                [point[0] for point in shown], [point[1] for point in shown], **look
+                [point[0] for point in shown], [point[1] for point in shown], **seen
             )
         values = [y for points in series.values() for _, y in points]
         if log_y and min(values, default=0) > 0 and max(values) > 20 * min(values):
@@ -137,6 +95,43 @@ def line_curves(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         _legend(figure, handles if len(handles) > 1 else {})
+        return figure
+
+
+def line_panels(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+) -> Figure:
+    """Draw (x, y) lines in panels side by side; a name looks alike in all of them.
+
+    Args:
+      panels: title → name → points.
+      x_label: below each panel.
+      y_label: beside the first one.
+      title: above them.
+    """
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    count = max(len(panels), 1)
+    rows = math.ceil(len(names) / max(_columns(names), 1))
+    with style():
+        size = (0.4 + 2.5 * count, 2.7 + 0.19 * rows)
+        figure, each = _panels(panels, size, title)
+        handles = {}
+        for axes, panel in zip(each, panels.values()):
+            axes.grid(True)
+            for name, points in panel.items():
+                (handles[name],) = axes.plot(
+                    [point[0] for point in points],
+                    [point[1] for point in points],
+                    **look(names.index(name)),
+                )
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel(x_label, parse_math=False)
+        each[0].set_ylabel(y_label, parse_math=False)
+        _legend(figure, handles)
         return figure
 
 
@@ -156,27 +151,24 @@ def intervals(
     """
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     count = max(len(panels), 1)
-    with _style():
+    with style():
         size = (1.6 + 2.1 * count, 1.2 + 0.22 * len(names))
-        figure = Figure(figsize=size, layout="constrained")
-        each = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-        for axes, (panel_title, panel) in zip(each, panels.items()):
+        figure, each = _panels(panels, size, title, sharey=True)
+        for axes, panel in zip(each, panels.values()):
             axes.axvline(0, color=INK, linewidth=0.8)
             axes.grid(True, axis="x")
-            axes.set_title(_short(panel_title), loc="left", parse_math=False)
             for name, (value, low, high) in panel.items():
                 row = names.index(name)
                 seen = low is not None and high is not None and not low <= 0 <= high
-                look: Any = {"color": COLOURS[0] if seen else COLOURS[8]}
+                colour: Any = {"color": COLOURS[0] if seen else COLOURS[8]}
                 if low is not None and high is not None:
-                    axes.plot([100 * low, 100 * high], [row, row], **look)
-                axes.plot([100 * value], [row], marker="o", **look)
+                    axes.plot([100 * low, 100 * high], [row, row], **colour)
+                axes.plot([100 * value], [row], marker="o", **colour)
             axes.set_xlabel(x_label, parse_math=False)
-        each[0].set_yticks(range(len(names)), [_short(name) for name in names])
+        each[0].set_yticks(range(len(names)), [short(name) for name in names])
         for label in each[0].get_yticklabels():
             label.set_parse_math(False)
         each[0].set_ylim(max(len(names), 1) - 0.5, -0.5)
-        figure.suptitle(_short(title, 60), fontsize=10, parse_math=False)
         return figure
 
 
@@ -193,7 +185,7 @@ def save_png(figure: Figure, path: Path) -> None:
 def to_png(figure: Figure) -> bytes:
     """A PNG file at 150 dpi; equal figures give equal bytes."""
     buffer = io.BytesIO()
-    with _style():
+    with style():
         figure.savefig(
             buffer,
             format="png",
@@ -216,7 +208,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
       label: what it shows, for those who do not see it.
     """
     buffer = io.BytesIO()
-    with _style():
+    with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in root.iter():
@@ -243,39 +235,30 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def clean(text: str) -> str:
-    """Replace what XML cannot hold: control characters and lone surrogates."""
-    return "".join(
-        "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text
-    )
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    # A file of the user's must not change what is drawn, nor a rare glyph say a word.
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
-
-
 def _axes(title: str, names: Sequence[str]) -> tuple[Figure, Axes]:
     rows = math.ceil(len(names) / _columns(names)) if len(names) > 1 else 0
     figure = Figure(figsize=(4.6, 2.9 + 0.19 * rows), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(True)
     axes.set_axisbelow(True)
-    axes.set_title(_short(title, 60), loc="left", parse_math=False)
+    axes.set_title(short(title, 60), loc="left", parse_math=False)
     return figure, axes
 
 
-def _look(i: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
-    }
+def _panels(
+    titles: Collection[str],
+    size: tuple[float, float],
+    title: str,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(short(title, 60), fontsize=10, parse_math=False)
+    columns = max(len(titles), 1)
+    each = [*figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]]
+    for axes, panel_title in zip(each, titles):
+        axes.set_title(short(panel_title, 36), loc="left", parse_math=False)
+        axes.set_axisbelow(True)
+    return figure, each
 
 
 def _ticks_at(axes: Axes, values: list[float]) -> None:
@@ -290,7 +273,7 @@ def _ticks_at(axes: Axes, values: list[float]) -> None:
 
 
 def _columns(names: Sequence[str]) -> int:
-    longest = max((len(_short(name)) for name in names), default=0)
+    longest = max((len(short(name)) for name in names), default=0)
     return min(len(names), 4 if longest < 8 else 3 if longest < 15 else 2)
 
 
@@ -308,9 +291,4 @@ def _legend(figure: Figure, handles: Mapping[str, Line2D]) -> None:
     # Set here, because a legend leaves out labels that begin with an underscore.
     for text, name in zip(legend.get_texts(), handles):
         text.set_parse_math(False)
-        text.set_text(_short(name))
-
-
-def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    name = clean(name)
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+        text.set_text(short(name))

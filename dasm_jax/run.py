@@ -6,6 +6,7 @@ from dasm_jax import hosts
 from dasm_jax.checkpoint import remove_all, remove_items
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import (
+    analyse,
     compare,
     coreset,
     curve,
@@ -29,6 +30,7 @@ EXPERIMENTS = {
     "curve": curve.run,
     "evaluate": evaluate.run,
     "study": study.run,
+    "analyse": analyse.run,
 }
 # The others are tables, which grow cell by cell.
 BEGUN_ANEW = ("distill", "recover", "coreset")

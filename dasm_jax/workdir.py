@@ -94,6 +94,7 @@ _NOT_THE_RESULT = (
     "compare",
     "curve",
     "study",
+    "analyse",
     "log",
     "devices",
     "checkpoint",

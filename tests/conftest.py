@@ -29,7 +29,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (named in the hook below)
+from dasm_jax.host_memory import collect_seldom
 from tests.generated import EVERYTHING
+
+collect_seldom()  # as main.py does; a third of the tests' time
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

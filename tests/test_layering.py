@@ -77,6 +77,7 @@ ROWS = [
         "dasm_jax.records",
         "dasm_jax.signals",
         "dasm_jax.stored_tree",
+        "dasm_jax.plot_style",
         "dasm_jax.plots",
         "dasm_jax.report_parts",
     ],
@@ -92,7 +93,7 @@ HOMES = {
     "flax": ["dasm_jax/nets/"],
     "orbax": ["dasm_jax/stored_tree.py"],
     "jinja2": ["dasm_jax/report.py"],
-    "matplotlib": ["dasm_jax/plots.py"],
+    "matplotlib": ["dasm_jax/plot_style.py", "dasm_jax/plots.py"],
     "random": [],  # randomness is derived from keys
     "torch": [],
 }

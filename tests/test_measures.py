@@ -309,6 +309,38 @@ def test_difficulty_of_the_pool(problem, reference):
     assert records[1]["pool_share_by_decile"] != [1.0] * 10
 
 
+def test_images_by_the_deciles_of_real_ones():
+    difficulty = np.array([*range(20), *range(100, 120)], float)
+    indices = [np.arange(20), np.arange(20, 40)]
+    scores = np.array([-1.0, 1.5, 18.5, 99.0, 99.0, 110.5, 500.0])
+    labels = np.array([0, 0, 0, 0, 1, 1, 1])
+    # 0, 2, 19 and 20 of the 20 real ones of class 0 are easier; 0, 11, 20 of class 1.
+    wanted = np.bincount([0, 1, 9, 9, 0, 5, 9], minlength=10) / 7
+    shares = measures.shares_by_real_deciles(scores, labels, difficulty, indices)
+    np.testing.assert_allclose(shares, wanted)
+    scores[2] = np.inf
+    shares = measures.shares_by_real_deciles(scores, labels, difficulty, indices)
+    assert np.isnan(shares).all()
+
+
+def test_difficulty_of_the_set(problem, reference):
+    """Of one that holds real images it is theirs."""
+    result = small_results()[0]
+    # Ranks in the middle of a decile, which a rounded score does not leave.
+    index = np.stack(
+        [
+            own[np.argsort(reference.difficulty[own])[[1, 22]]]
+            for own in problem.class_indices
+        ]
+    )
+    pixels = problem.dataset.train.images[index] / np.float32(255)
+    result = result._replace(pixels=pixels, plan=result.plan._replace(size=2))
+    (record,) = measures.measure_segments(problem, reference, [result])
+    own = reference.difficulty[index]
+    assert record["set_difficulty_mean"] == pytest.approx(own.mean(), rel=1e-4)
+    assert record["set_share_by_decile"] == [0.5, 0, 0, 0, 0, 0.5, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("name", slow_but(["idc", "dsa", "dm", "cafe", "mtt"], "idc"))
 def test_what_the_matcher_looked_at(name):
     problem = small_problem(matcher__name=name)

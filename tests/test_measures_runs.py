@@ -18,6 +18,8 @@ KEYS = {
     "pool_share_by_decile",
     "gradient_norm_share_by_decile",
     "mean_gradient_norm_by_decile",
+    "set_difficulty_mean",
+    "set_share_by_decile",
     "diversity",
     "diversity_of_union",
     "diversity_of_random",
@@ -59,6 +61,7 @@ def test_records_of_a_run(runs):
     for record in measured:
         assert set(record) == KEYS
         assert len(record["pool_share_by_decile"]) == 10
+        assert sum(record["set_share_by_decile"]) == pytest.approx(1)
         for name in ("gradient_norm_share_by_decile", "mean_gradient_norm_by_decile"):
             assert set(record[name]) == {"random", "trained"}
             assert all(len(values) == 10 for values in record[name].values())

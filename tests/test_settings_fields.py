@@ -44,6 +44,8 @@ GROUPS = dict(groups_of(DEFAULT))
 INTS, FLOATS, BOOLS = of_type(int), of_type(float), of_type(bool)
 TEXTS, TUPLES = of_type(str), of_type(tuple)
 FREE_TEXTS = [
+    "analyse__document",
+    "analyse__rows",
     "compare__document",
     "curve__document",
     "study__baseline",
@@ -65,6 +67,7 @@ def test_no_kind_of_field_goes_untested():
     switches = {"data__zca", "evaluate__baselines", "evaluate__prefixes", *turns}
     assert set(BOOLS) == {*switches, "evaluate__same_compute", "study__prefixes"}
     assert TUPLES == [
+        "analyse__runs",
         "compare__ipcs",
         "compare__matchers",
         "compare__seeds",

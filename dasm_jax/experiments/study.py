@@ -34,7 +34,7 @@ from dasm_jax.experiments.study_rows import Row, from_csv, read, rows_of, to_csv
 from dasm_jax.files import (
     make_folder,
     read_record,
-    write_atomically,
+    write_all,
     write_json,
 )
 from dasm_jax.plan import fitting_niter, plan_segments, total_flops
@@ -235,7 +235,7 @@ def _publish(settings: Settings, workdir: Path, document: Path, rows: list[Row])
         "accuracy.png": plots.to_png(curves),
         "differences.png": plots.to_png(forest),
     }
-    _write(workdir, files)
+    write_all(workdir, files)
     write_json(workdir / "summary.json", study_table.summary_of(rows, c.baseline))
     paths = written(workdir, *files)
     if c.document:
@@ -243,17 +243,10 @@ def _publish(settings: Settings, workdir: Path, document: Path, rows: list[Row])
         folder = document.parent / "study"
         make_folder(folder)
         pictures = {f"{name}_{n}": files[n] for n in files if n.endswith(".png")}
-        _write(folder, {f"{name}.csv": files["cells.csv"], **pictures})
+        write_all(folder, {f"{name}.csv": files["cells.csv"], **pictures})
         shown = [f"![{as_text(title)}](study/{picture})" for picture in pictures]
         text = "\n".join(shown)
         source = f"Rows: [{name}.csv](study/{name}.csv).\n"
         renew_section(document, f"study: {title}", f"{text}\n\n{markdown}\n{source}")
         paths += f"\n      {document}\n      {folder / name}.csv"
     return f"{study_table.render_text(rows, c.baseline)}\n\n{paths}"
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        write_atomically(
-            folder / name, lambda file, content=content: file.write(content)
-        )

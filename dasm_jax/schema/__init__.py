@@ -10,6 +10,7 @@ from dasm_jax.checks import Count, Seed, one_of, within
 from dasm_jax.schema.experiments import (
     EXPERIMENTS,
     SELECTIONS,
+    AnalyseSettings,
     CompareSettings,
     CoresetSettings,
     CurveSettings,
@@ -45,6 +46,7 @@ __all__ = [
     "MATCHERS",
     "SELECTIONS",
     "AlignmentSettings",
+    "AnalyseSettings",
     "BatchMethodSettings",
     "CheckpointSettings",
     "CompareSettings",
@@ -94,6 +96,7 @@ class Settings:
     coreset: CoresetSettings
     curve: CurveSettings
     study: StudySettings
+    analyse: AnalyseSettings
     measure: MeasureSettings
     checkpoint: CheckpointSettings
     log: LogSettings

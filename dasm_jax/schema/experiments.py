@@ -26,6 +26,7 @@ EXPERIMENTS = (
     "coreset",
     "curve",
     "study",
+    "analyse",
 )
 SELECTIONS = (
     "random",
@@ -113,6 +114,15 @@ class StudySettings:
     ipcs: Annotated[tuple[int, ...], each(within(1))]
     seeds: Annotated[tuple[int, ...], each(within(0, 2**31 - 1))]
     prefixes: bool
+    rows: str
+    document: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalyseSettings:
+    """Finished runs whose measures are put side by side."""
+
+    runs: Annotated[tuple[str, ...], each(any_value, or_none=True)]
     rows: str
     document: str
 
