@@ -122,17 +122,11 @@ def _origin(manifest: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _found(
-    summary: dict[str, Any],
+    config: dict[str, Any], summary: dict[str, Any]
 ) -> Iterable[tuple[int, int, str, tuple[float, ...]]]:
     """Segment, ipc, quantity and values, as they come."""
-    evaluated = [
-        row for row in summary["table"] if row["set"] not in ("Random", "Full")
-    ]
-    sizes = [row["ipc"] for row in evaluated]
-    measures = summary["measures"]
-    # Where prefixes were not evaluated, only the last size is known.
-    sizes = [0] * (len(measures) - len(sizes)) + sizes
-    for record, ipc in zip(measures, sizes, strict=True):
+    ends = segment_ends(config["ipc"], config["dasm"]["segments"])
+    for record, ipc in zip(summary["measures"], ends, strict=True):
         for name, value in record.items():
             if name == "segment":
                 continue
