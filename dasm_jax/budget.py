@@ -84,6 +84,16 @@ def steps_of_segment(
     }[budget]
 
 
+def tapered(segments: int, taper: float) -> list[float]:
+    """What each segment gets over an equal share: ``taper`` times the one before it.
+
+    The mean is 1, and so is every factor where ``taper`` is.
+    """
+    last = segments - 1 if taper > 1 else 0  # so that no power grows without bound
+    powers = [taper ** (k - last) for k in range(segments)]
+    return [segments * power / sum(powers) for power in powers]
+
+
 def image_rate(rule: str, rate: float, size: int, side: int, base_size: int) -> float:
     """Learning rate of the images of a segment.
 

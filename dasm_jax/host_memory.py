@@ -91,7 +91,7 @@ def collect_seldom() -> None:
     """Let Python look for unreachable cycles one time where it would look seventy.
 
     Tracing makes millions of objects that stay, and JAX has work of its own to do at
-    every collection. To be called before it is imported.
+    every collection.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

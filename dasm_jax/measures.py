@@ -50,22 +50,27 @@ def shares_by_real_deciles(
     """Share of images as difficult as each decile of the real ones, f64[10].
 
     Args:
-      scores: f[n] of the images; NaN where one cannot be scored.
-      labels: i[n] of the images.
+      scores, labels: f[n], i[n] of the images.
       difficulty: f[N] of the real images, on the same scale.
       class_indices: i64[n_c] per class, into the N real images.
 
     Returns:
-      shares that add up to 1; one that is easier than all real images of its class is
-      in the first decile, one that is harder in the last. NaN if a score is.
+      shares that add up to 1. An image has the place of the real one of its class that
+      is next harder, the last where there is none; among equals a part of each of their
+      places. NaN where a score is not finite.
     """
     if not np.isfinite(scores).all():
         return np.full(DECILES, np.nan)
     counts = np.zeros(DECILES)
     for label, indices in enumerate(class_indices):
-        easier = np.searchsorted(np.sort(difficulty[indices]), scores[labels == label])
-        deciles = np.minimum(DECILES * easier // max(len(indices), 1), DECILES - 1)
-        counts += np.bincount(deciles, minlength=DECILES)
+        ranked, own = np.sort(difficulty[indices]), scores[labels == label]
+        deciles = DECILES * np.arange(len(ranked)) // max(len(ranked), 1)
+        easier = np.searchsorted(ranked, own, side="left")
+        not_harder = np.searchsorted(ranked, own, side="right")
+        for first, end in zip(easier, not_harder):
+            places = deciles[first : max(end, first + 1)]
+            where = places if len(places) else [DECILES - 1]
+            np.add.at(counts, where, 1 / len(where))
     return counts / max(len(scores), 1)
 
 

@@ -61,9 +61,10 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
     polish = s.dasm.polish if is_polished(problem) else 0.0
     side = max(problem.dataset.image_shape[:2])
     plans, run_flops, owed = [], 0.0, 0.0
-    for k, size in enumerate(sizes, start=1):
+    factors = budget.tapered(len(sizes), s.dasm.taper)
+    for k, (size, factor) in enumerate(zip(sizes, factors), start=1):
         inner = inner_steps(problem, size)
-        share = budget.steps_of_segment(
+        share = factor * budget.steps_of_segment(
             s.dasm.budget, steps, len(sizes), costs.whole, costs.of_size[size]
         )
         run_flops += share * costs.of_size[size]

@@ -102,7 +102,6 @@ def line_panels(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     *,
     x_label: str,
-    y_label: str,
     title: str = "",
 ) -> Figure:
     """Draw (x, y) lines in panels side by side; a name looks alike in all of them.
@@ -110,7 +109,6 @@ def line_panels(
     Args:
       panels: title → name → points.
       x_label: below each panel.
-      y_label: beside the first one.
       title: above them.
     """
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
@@ -130,7 +128,6 @@ def line_panels(
                 )
             axes.set_ylim(bottom=0)
             axes.set_xlabel(x_label, parse_math=False)
-        each[0].set_ylabel(y_label, parse_math=False)
         _legend(figure, handles)
         return figure
 

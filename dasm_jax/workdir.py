@@ -64,7 +64,7 @@ def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
     config_file = workdir / "config.json"
     if config_file.exists():
         try:
-            earlier = _identity(read_json(config_file))
+            earlier = identity_of(read_json(config_file))
             names = differences(identity(settings), earlier)
         except (AttributeError, LookupError, TypeError, ValueError):
             raise UserError(
@@ -112,17 +112,17 @@ _ONLY_EVALUATE = (
 
 def identity(settings: Settings) -> dict[str, Any]:
     """The part of the settings that a run depends on, as plain JSON."""
-    return _identity(_as_json(settings))
+    return identity_of(_as_json(settings))
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run depends on: a table may grow, and matchers that are not run change.
+def identity_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run depends on, of its ``config.json``.
 
-    Tables are compare, curve, study and evaluate: each cell of theirs knows what it
-    depends on, and is used again or not by that. On how many devices a run is made
-    changes its last bits only: it may be shown, and go on, on a machine that has
-    others. What to do about a number that is not finite may be decided when there is
-    one.
+    A table may grow, and matchers that are not run change. Tables are compare, curve,
+    study and evaluate: each cell of theirs knows what it depends on, and is used again
+    or not by that. On how many devices a run is made changes its last bits only: it may
+    be shown, and go on, on a machine that has others. What to do about a number that is
+    not finite may be decided when there is one.
     """
     experiment, matcher = config.get("experiment"), config.get("matcher")
     kept = {
@@ -249,13 +249,21 @@ def manifest(
 
 
 def provenance() -> dict[str, str]:
-    """Short commit, date and device, to stand beside a single number."""
-    number, dirty, _ = (git_commit() or "unknown").partition("+")
-    devices = ", ".join(f"{d.platform}: {d.device_kind}" for d in jax.devices())
+    """``origin_of`` what this process makes now."""
+    return origin_of(manifest("", {}))
+
+
+def origin_of(manifest: dict[str, Any]) -> dict[str, str]:
+    """Short commit, date and device, to stand beside a single number.
+
+    Args:
+      manifest: of the run that made it.
+    """
+    number, dirty, _ = (manifest["git_commit"] or "unknown").partition("+")
     return {
         "commit": number[:7] + ("+dirty" if dirty else ""),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": f"{os.cpu_count()} cores, {devices}",
+        "date": manifest["date"][:10],
+        "device": f"{manifest['cpu_count']} cores, {', '.join(manifest['devices'])}",
     }
 
 

@@ -29,15 +29,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (named in the hook below)
-from dasm_jax.host_memory import collect_seldom
-from tests.generated import EVERYTHING
-
-collect_seldom()  # as main.py does; a third of the tests' time
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# A third of all time where every program is watched: see tests/test_keys.py.
-jax.config.update("jax_debug_key_reuse", EVERYTHING)
 # Many tests run the same small programs: each is compiled once, by whoever is first.
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "tests")
@@ -75,6 +69,14 @@ def pytest_collection_modifyitems(items):
 
 
 install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
+
+# What is imported before the hook is not checked.
+from dasm_jax.host_memory import collect_seldom  # noqa: E402
+from tests.generated import EVERYTHING  # noqa: E402
+
+collect_seldom()  # as main.py does; a third of the tests' time
+# A third of all time where every program is watched: see tests/test_keys.py.
+jax.config.update("jax_debug_key_reuse", EVERYTHING)
 
 
 @pytest.fixture(autouse=True, scope="module")

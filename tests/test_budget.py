@@ -1,5 +1,7 @@
 """Loops, rates and shares of a budget, against figures worked out by hand."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +12,7 @@ from dasm_jax.budget import (
     image_rate,
     published_loop,
     steps_of_segment,
+    tapered,
 )
 
 PUBLISHED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15)}
@@ -75,6 +78,17 @@ def test_one_segment_takes_all_steps(budget):
 def test_equal_flops_whatever_a_step_costs():
     for cost in (1e6, 2.5e6, 4e6):
         assert steps_of_segment("flops", 100, 4, 8e6, cost) * cost == 2e8
+
+
+@pytest.mark.parametrize("taper", [0.1, 0.5, 1.0, 2.0, 10.0])
+@pytest.mark.parametrize("segments", [1, 2, 5, 49, 1000])
+def test_what_tapers_has_equal_steps_and_the_same_sum(segments, taper):
+    factors = tapered(segments, taper)
+    assert sum(factors) == pytest.approx(segments)
+    for one, after in itertools.pairwise(factors):
+        assert after == pytest.approx(taper * one, rel=1e-9, abs=1e-300)
+    if taper == 1 or segments == 1:  # exactly, so that no iteration is rounded away
+        assert factors == [1.0] * segments
 
 
 def test_an_unknown_budget_is_no_budget():

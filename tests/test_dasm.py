@@ -89,8 +89,12 @@ def test_whole_iterations_add_up_to_the_budget(niter, context):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"ipc": 10, "dasm__segments": 3}, {"ipc": 8, "dasm__polish": 0.5}],
-    ids=["unequal", "polished"],
+    [
+        {"ipc": 10, "dasm__segments": 3},
+        {"ipc": 8, "dasm__polish": 0.5},
+        {"ipc": 9, "dasm__segments": 3, "dasm__taper": 0.5},
+    ],
+    ids=["unequal", "polished", "tapered"],
 )
 @pytest.mark.parametrize("niter", [9, 10, 11])
 def test_so_they_do_where_steps_cost_more_and_less(niter, changes):
@@ -117,6 +121,14 @@ def test_budgets():
     spent = sum(p.outer_iterations * p.flops_per_step for p in plan_segments(problem))
     assert outer("flops")[0] > 10
     assert spent == pytest.approx(20 * whole, rel=0.05)
+
+
+def test_iterations_that_taper():
+    problem = small_problem(
+        matcher__idc__loop__niter=21, ipc=6, dasm__segments=3, dasm__taper=0.5
+    )
+    # 21 steps for all of them, in parts of 4 : 2 : 1.
+    assert [plan.outer_iterations for plan in plan_segments(problem)] == [12, 6, 3]
 
 
 def test_no_segment_of_a_known_size_is_traced_again(monkeypatch):

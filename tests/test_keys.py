@@ -1,12 +1,13 @@
-"""No random number comes from a key that was used before.
+"""No key is used twice, as far as JAX can tell: a key that is derived twice is another.
 
 Here for whole runs; `make test-all` has every test watched like this.
 """
 
 import jax
 import pytest
+from jax.errors import KeyReuseError
 
-from dasm_jax import coreset, evaluate
+from dasm_jax import augment, coreset, evaluate
 from dasm_jax.dasm import PROGRAMS, run_dasm
 from dasm_jax.problem import decode_segments
 from tests.small import slow_but, small_problem
@@ -19,6 +20,19 @@ def watched():
     PROGRAMS.clear()  # what was traced before was not looked at
     with jax.debug_key_reuse(True):
         yield
+
+
+@pytest.mark.usefixtures("watched")
+def test_it_would_be_seen(monkeypatch):
+    draw = augment.draw_augmentation
+
+    def twice(key, *arguments):
+        jax.random.uniform(key), jax.random.uniform(key)
+        return draw(key, *arguments)
+
+    monkeypatch.setattr(augment, "draw_augmentation", twice)
+    with pytest.raises(KeyReuseError):
+        run_dasm(small_problem(matcher__name="dm"))
 
 
 @pytest.mark.usefixtures("watched")

@@ -318,8 +318,12 @@ def test_images_by_the_deciles_of_real_ones():
     wanted = np.bincount([0, 1, 9, 9, 0, 5, 9], minlength=10) / 7
     shares = measures.shares_by_real_deciles(scores, labels, difficulty, indices)
     np.testing.assert_allclose(shares, wanted)
+    # A class beside itself is even, however many are equally difficult.
+    difficulty = np.repeat([0.0, 1.0, 2.0], [60, 15, 25])
+    itself = difficulty, np.zeros(100, int), difficulty, [np.arange(100)]
+    np.testing.assert_allclose(measures.shares_by_real_deciles(*itself), 0.1)
     scores[2] = np.inf
-    shares = measures.shares_by_real_deciles(scores, labels, difficulty, indices)
+    shares = measures.shares_by_real_deciles(scores, labels, scores, [indices[0][:7]])
     assert np.isnan(shares).all()
 
 

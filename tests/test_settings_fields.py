@@ -45,6 +45,7 @@ INTS, FLOATS, BOOLS = of_type(int), of_type(float), of_type(bool)
 TEXTS, TUPLES = of_type(str), of_type(tuple)
 FREE_TEXTS = [
     "analyse__document",
+    "analyse__name",
     "analyse__rows",
     "compare__document",
     "curve__document",
@@ -264,6 +265,8 @@ def outside(name):
         values.append(1.01)
     if name in MOMENTA:
         values.append(1.0)
+    if name == "dasm__taper":
+        values += [0.09, 10.1]
     more = {"seed": 2**31, "evaluate__seed": 2**31, "network__width": 4097}
     more["recover__temperature"] = 0.009
     more["data__size"] = 1025
@@ -292,14 +295,16 @@ def test_no_share_or_momentum_is_forgotten():
         # A set has as many images as segments; a coreset looks early and at the end.
         (set(COUNTS) - {"ipc", "coreset__looks"}, 1),
         (("coreset__looks",), 2),
-        (set(FLOATS) - {"dasm__high", "recover__temperature"}, 0.0),
+        (set(FLOATS) - {"dasm__high", "dasm__taper", "recover__temperature"}, 0.0),
         (set(SHARES) - {"dasm__rho"}, 1.0),
         (MOMENTA, 0.999),
-        (set(FLOATS) - {*SHARES, *MOMENTA, *PERTURBATIONS}, 1e30),
+        (set(FLOATS) - {*SHARES, *MOMENTA, *PERTURBATIONS, "dasm__taper"}, 1e30),
         (("seed", "evaluate__seed"), 2**31 - 1),
         (("network__width",), 4096),
         (("data__size",), 1024),
         (("recover__temperature",), 0.01),
+        (("dasm__taper",), 0.1),
+        (("dasm__taper",), 10.0),
     ],
 )
 def test_borders_are_allowed(names, value):

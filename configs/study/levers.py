@@ -11,11 +11,12 @@ from configs.study import base
 COSINE = "matcher.idc.image.schedule=cosine"
 CLUSTERED = "matcher.idc.batches=kmeans"
 BANK = "matcher.idc.trajectory.bank=10 matcher.idc.trajectory.perturb=0.1"
-COVER = "synthetic.init=kmeans"
+COVER = "synthetic.init=cover"
 SEEN = "dasm.context=cumulative"
 GROWN = "matcher.idc.trajectory.start=segments"
 WHOLE = "dasm.target=class"
 JOINT = "dasm.polish=0.5 dasm.polish_rate=1.0"
+TAPER = "dasm.taper=0.5"
 
 
 def get_config(dataset=""):
@@ -46,6 +47,7 @@ def get_config(dataset=""):
         f"grown: {GROWN}",
         f"whole: {WHOLE}",
         f"joint: {JOINT}",
+        f"taper: {TAPER}",
         # A sequence that sees itself, with difficulty and without.
         f"seen_grown: {SEEN} {GROWN}",
         f"seqmatch: dasm.pool=full {SEEN} {GROWN}",
@@ -53,5 +55,6 @@ def get_config(dataset=""):
         f"whole_cover: {WHOLE} {COVER}",
         f"joint_cosine: {JOINT} {COSINE}",
         f"joint_cover: {JOINT} {COVER}",
+        f"taper_cover: {TAPER} {COVER}",
     )
     return config

@@ -6,37 +6,77 @@ Tables and figures of an analysis are made of these alone.
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import SUMMARY
+from dasm_jax.experiments.document import slug
 from dasm_jax.experiments.sets import segment_ends
 from dasm_jax.files import expecting_ours, read_json
+from dasm_jax.records import LARGEST_AMOUNT
 from dasm_jax.schedule import DECILES
+from dasm_jax.workdir import identity_of, origin_of
 
-SETUP = "data; network; measured by; split"
+# Of every segment: how many values each quantity has.
+OF_SEGMENTS = {
+    "pool_difficulty_mean": 1,
+    "set_difficulty_mean": 1,
+    "diversity": 1,
+    "diversity_of_union": 1,
+    "pool_share_by_decile": DECILES,
+    "gradient_norm_share_by_decile.random": DECILES,
+    "gradient_norm_share_by_decile.trained": DECILES,
+    "set_share_by_decile": DECILES,
+}
+# Of every evaluated set: "set", "Random" or "Full", and these.
+OF_SETS = {"accuracy": 1, "accuracy_by_decile": DECILES}
+BASELINES = ("Random", "Full")
 # What must be alike in all runs, or they are measured by different rulers.
-ALIKE = ("data", "network", "evaluate", "measure")
-BASELINES = ("Random", "Full")  # beside the evaluated sets
-OF_A_SEED = ("evaluate.seed", "data.data_dir")
+RULER = ("data", "network", "evaluate", "measure")
+NO_RULER = ("seed", "prefixes", "baselines", "at_once")
+MOST_SEGMENTS = 1000
+
+
+class Setup(NamedTuple):
+    """What all runs of an analysis have in common, in words."""
+
+    dataset: str
+    network: str
+    ruler: str
+    split: str
 
 
 class Row(NamedTuple):
     """A quantity of a segment, or of an evaluated set."""
 
-    setup: str  # as SETUP says
+    dataset: str  # the first four as in ``Setup``
+    network: str
+    ruler: str
+    split: str
     run: str  # its name in the analysis
     seed: int  # of the synthesis
     segment: int  # from 1; 0: of an evaluated set
     ipc: int  # images per class of the set, or of all segments up to this one
-    quantity: str  # as in metrics.jsonl; of evaluated sets their name, then a dot
+    quantity: str
     values: tuple[float, ...]  # one, or one per difficulty decile; NaN: undefined
     commit: str
     date: str
     device: str
+
+    @property
+    def setup(self) -> Setup:
+        """The first four fields."""
+        return Setup(*self[:4])
+
+
+class _Run(NamedTuple):
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    manifest: dict[str, Any]
 
 
 def rows_of(folders: dict[str, list[Path]]) -> list[Row]:
@@ -50,102 +90,181 @@ def rows_of(folders: dict[str, list[Path]]) -> list[Row]:
         stand beside the others; says which and why.
     """
     rows: list[Row] = []
-    first: tuple[Path, dict[str, Any]] | None = None
+    first: _Run | None = None
+    judged: dict[int, tuple[Path, int]] = {}  # evaluate.seed by seed
     for name, of_name in folders.items():
-        seeds: dict[int, Path] = {}
+        seeds: dict[int, _Run] = {}
         for folder in of_name:
-            config, summary, manifest = _read(folder)
+            found = _read(folder)
+            with expecting_ours(folder / "config.json"):
+                first = first or found
+                rule = "only runs that are measured alike can stand side by side"
+                _check_alike(found, first, _ruler, rule)
+                like = next(iter(seeds.values()), found)
+                rule = f"runs of one name, here {name!r}, differ in their seed alone"
+                _check_alike(found, like, _made_by, rule)
+                seed, judge = found.config["seed"], found.config["evaluate"]["seed"]
+            if seed in seeds:
+                raise UserError(
+                    f"config.analyse.runs: {folder} and {seeds[seed].folder} are both "
+                    f"{name!r} with seed {seed}; leave one of them out"
+                )
+            other, known = judged.setdefault(seed, (folder, judge))
+            if judge != known:
+                raise UserError(
+                    f"config.analyse.runs: {folder} and {other} have one seed, but "
+                    f"config.evaluate.seed={judge} and {known}; leave one of them out"
+                )
+            seeds[seed] = found
+            # Whatever is in the files, nothing of it gets further unchecked.
             with expecting_ours(folder / SUMMARY):
-                ruler = _ruler(config, manifest)
-                first = first or (folder, ruler)
-                if others := differences(ruler, first[1]):
-                    raise UserError(
-                        f"{folder} and {first[0]} differ in {', '.join(others)}; only "
-                        "runs that are measured alike can be compared"
-                    )
-                if (seed := config["seed"]) in seeds:
-                    raise UserError(
-                        f"config.analyse.runs: {folder} and {seeds[seed]} are both "
-                        f"{name!r} with seed {seed}"
-                    )
-                seeds[seed] = folder
-                origin = _origin(manifest)
-                rows += [
-                    Row(_setup(config, summary), name, seed, *found, *origin)
-                    for found in _found(config, summary)
-                ]
+                rows += [_checked(row) for row in _rows(name, found)]
+    _check_complete(rows, "config.analyse.runs")
     return rows
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _read(folder: Path) -> _Run:
     what = f"config.analyse.runs: {folder}"
-    if not (folder / SUMMARY).exists():
+    try:
+        there = (folder / SUMMARY).exists()
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error.strerror}") from None
+    if not there:
         raise UserError(f"{what} is no workdir of a finished run")
     names = ("config.json", SUMMARY, "manifest.json")
-    config, summary, manifest = (read_json(folder / name) for name in names)
+    found = _Run(folder, *(read_json(folder / name) for name in names))
+    with expecting_ours(folder / "config.json"):
+        experiment = found.config["experiment"]
+        networks = found.config["measure"]["networks"]
     with expecting_ours(folder / SUMMARY):
-        if config["experiment"] != "distill" or not summary["measures"]:
-            raise UserError(
-                f"{what} has measured nothing; it must be a run of experiment=distill "
-                "with config.measure.networks above 0"
-            )
-    return config, summary, manifest
+        measured = found.summary.get("measures")
+    if experiment != "distill" or not networks:
+        raise UserError(
+            f"{what} has measured nothing; it must be a run of experiment=distill with "
+            "config.measure.networks above 0"
+        )
+    if not measured:
+        raise UserError(
+            f"{what} has measured nothing, for its networks on real images diverged "
+            "(log.txt); leave it out"
+        )
+    return found
 
 
-def _ruler(config: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    ruler = {name: {**config[name]} for name in ALIKE}
-    for path in OF_A_SEED:
-        group, _, field = path.partition(".")
-        ruler[group].pop(field, None)
-    return {**ruler, "data_hash": manifest["data_hash"]}
+def _check_alike(
+    one: _Run, other: _Run, part: Callable[[_Run], dict[str, Any]], rule: str
+) -> None:
+    if names := differences(part(one), part(other)):
+        raise UserError(
+            f"config.analyse.runs: {one.folder} and {other.folder} differ in "
+            f"{', '.join(names)}; {rule}"
+        )
 
 
-def _setup(config: dict[str, Any], summary: dict[str, Any]) -> str:
+def _ruler(found: _Run) -> dict[str, Any]:
+    config = identity_of(found.config)
+    ruler = {name: {**config[name]} for name in RULER}
+    ruler["data"].pop("data_dir")
+    for field in NO_RULER:
+        ruler["evaluate"].pop(field, None)
+    return {**ruler, "data_hash": found.manifest["data_hash"]}
+
+
+def _made_by(found: _Run) -> dict[str, Any]:
+    config = identity_of(found.config)
+    return {n: v for n, v in config.items() if n not in (*RULER, "seed")}
+
+
+def _rows(name: str, found: _Run) -> Iterator[Row]:
+    folder, config, summary, manifest = found
     network, measure = config["network"], config["measure"]
     block = config["data"]["downsample"]
     averaged = f" averaged {block}×{block}" if block > 1 else ""
-    return (
-        f"{summary['dataset']}{averaged}; {network['name']} of width "
-        f"{network['width']} and depth {network['depth']}; {measure['networks']} "
-        f"networks of {measure['steps']} steps; {summary['split']}"
+    setup = Setup(
+        f"{slug(summary['dataset'])}{averaged}",
+        f"{network['name']} of width {network['width']} and depth {network['depth']}",
+        f"{measure['networks']} networks of {measure['steps']} steps",
+        summary["split"],
     )
+    with expecting_ours(folder / "manifest.json"):
+        origin = origin_of(manifest).values()
+    for segment, ipc, quantity, values in _quantities(config, summary):
+        place = name, config["seed"], segment, ipc, quantity
+        yield Row(*setup, *place, _numbers(values), *origin)
 
 
-def _origin(manifest: dict[str, Any]) -> tuple[str, str, str]:
-    number, dirty, _ = (manifest["git_commit"] or "unknown").partition("+")
-    devices = ", ".join(manifest["devices"])
-    return (
-        number[:7] + ("+dirty" if dirty else ""),
-        str(manifest["date"])[:10],
-        f"{manifest['cpu_count']} cores, {devices}",
-    )
-
-
-def _found(
+def _quantities(
     config: dict[str, Any], summary: dict[str, Any]
-) -> Iterable[tuple[int, int, str, tuple[float, ...]]]:
+) -> Iterator[tuple[int, int, str, Any]]:
     """Segment, ipc, quantity and values, as they come."""
-    ends = segment_ends(config["ipc"], config["dasm"]["segments"])
-    for record, ipc in zip(summary["measures"], ends, strict=True):
-        for name, value in record.items():
-            if name == "segment":
-                continue
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            for part, values in parts:
-                quantity = f"{name}.{part}" if part else name
-                yield record["segment"], ipc, quantity, _numbers(values)
+    measures = summary["measures"]
+    if not len(measures) == config["dasm"]["segments"] <= MOST_SEGMENTS:
+        raise ValueError("segments")
+    ends = segment_ends(config["ipc"], len(measures))
+    for record, ipc in zip(measures, ends, strict=True):
+        for quantity in OF_SEGMENTS:
+            group, _, part = quantity.partition(".")
+            values = record.get(group)
+            if part and isinstance(values, dict):
+                values = values.get(part)
+            if group in record:
+                yield record["segment"], ipc, quantity, values
     for row in summary["table"]:
         kind = row["set"] if row["set"] in BASELINES else "set"
-        yield 0, row["ipc"], f"{kind}.accuracy", _numbers(row["mean"])
+        yield 0, row["ipc"], f"{kind}.accuracy", row["mean"]
         if shares := row.get("accuracy_by_decile"):
-            yield 0, row["ipc"], f"{kind}.accuracy_by_decile", _numbers(shares)
+            yield 0, row["ipc"], f"{kind}.accuracy_by_decile", shares
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
-    values = value if isinstance(value, list) else [value]
-    if len(values) not in (1, DECILES):
-        raise ValueError(f"{len(values)} values")
+def _numbers(values: Any) -> tuple[float, ...]:
+    values = values if isinstance(values, list) else [values]
+    if not all(type(each) in (int, float, type(None)) for each in values):
+        raise TypeError("a number or null")
     return tuple(math.nan if each is None else float(each) for each in values)
+
+
+def _checked(row: Row) -> Row:
+    """A row as it can be written, shown and read again.
+
+    Raises:
+      ValueError: it is no such row.
+    """
+    kind, _, name = row.quantity.rpartition(".")
+    known = OF_SETS if row.segment == 0 else OF_SEGMENTS
+    length = known.get(row.quantity if row.segment else name)
+    if length is None or len(row.values) != length:
+        raise ValueError(row.quantity)
+    if row.segment == 0 and kind not in ("set", *BASELINES):
+        raise ValueError(kind)
+    counts = row.seed, row.segment, row.ipc
+    if not all(type(n) is int and 0 <= n < 2**31 for n in counts):
+        raise ValueError("counts")
+    if not all(math.isnan(v) or abs(v) < LARGEST_AMOUNT for v in row.values):
+        raise ValueError("values")
+    for text in row:
+        if isinstance(text, str):
+            text.encode()  # a lone surrogate cannot be written
+    return row
+
+
+def _check_complete(rows: list[Row], what: str) -> None:
+    """See that every segment has every quantity, and all rows one setup."""
+    if not rows:
+        raise UserError(f"{what}: there are no rows")
+    if len({row.setup for row in rows}) > 1:
+        raise UserError(f"{what}: rows of several setups cannot stand in one analysis")
+    places: dict[tuple[str, int, int], set[str]] = {}
+    for row in rows:
+        if row.segment:
+            places.setdefault((row.run, row.seed, row.segment), set()).add(row.quantity)
+    if not places:
+        raise UserError(f"{what}: there are no rows of segments")
+    for (run, seed, segment), found in places.items():
+        if missing := [name for name in OF_SEGMENTS if name not in found]:
+            raise UserError(
+                f"{what}: {run!r} with seed {seed} has no {missing[0]} in segment "
+                f"{segment}; an earlier version may not have measured it: run it again"
+            )
 
 
 def to_csv(rows: Iterable[Row]) -> bytes:
@@ -171,10 +290,7 @@ def read_csv(path: Path) -> list[Row]:
         raise UserError(
             f"config.analyse.rows: cannot read {path}: {error.strerror}"
         ) from None
-    rows = from_csv(content, str(path))
-    if not rows:
-        raise UserError(f"config.analyse.rows: {path} holds no rows")
-    return rows
+    return from_csv(content, str(path))
 
 
 def from_csv(content: bytes, name: str) -> list[Row]:
@@ -189,21 +305,22 @@ def from_csv(content: bytes, name: str) -> list[Row]:
         lines = []
     if lines[:1] != [",".join(Row._fields)]:
         raise UserError(
-            f"config.analyse.rows: {name} is no rows.csv of an analysis: its first "
-            "line must name the columns"
+            f"{name} is no rows.csv of an analysis: its first line must name the "
+            "columns"
         )
     rows: list[Row] = []
     try:
-        for setup, run, seed, segment, ipc, quantity, values, *origin in csv.reader(
-            lines[1:]
-        ):
-            numbers = tuple(float(each) for each in values.split())
-            if len(numbers) not in (1, DECILES) or len(setup.split("; ")) != 4:
-                raise ValueError(quantity)
-            places = int(seed), int(segment), int(ipc)
-            rows.append(Row(setup, run, *places, quantity, numbers, *origin))
-    except (TypeError, ValueError, csv.Error):
+        for fields in csv.reader(lines[1:]):
+            parts = dict(zip(Row._fields, fields, strict=True))
+            typed: dict[str, Any] = {
+                **parts,
+                **{name: int(parts[name]) for name in ("seed", "segment", "ipc")},
+                "values": tuple(float(each) for each in parts["values"].split()),
+            }
+            rows.append(_checked(Row(**typed)))
+    except (TypeError, ValueError, OverflowError, csv.Error):
         raise UserError(
             f"line {len(rows) + 2} of {name} is damaged; remove it, or the file"
         ) from None
+    _check_complete(rows, name)
     return rows

@@ -4,7 +4,7 @@ import math
 import statistics
 import textwrap
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from dasm_jax.experiments.study_table import verdict
 from dasm_jax.schedule import DECILES
 
 EASIER = DECILES // 2  # deciles of the easier half
+POOL = "pool_share_by_decile"
 GRADIENT = "gradient_norm_share_by_decile.trained"
 # Head of a column, what it shows, and how it is written.
 Column = tuple[str, Callable[["Segment"], list[float]], str]
@@ -30,8 +31,8 @@ class Segment(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name of its row."""
-        return f"{self.run} {self.segment}"
+        """The name of its row; the number first, for long names are cut."""
+        return f"{self.segment} {self.run}"
 
     def scalar(self, quantity: str) -> list[float]:
         """Of every seed."""
@@ -41,10 +42,21 @@ class Segment(NamedTuple):
         """f[S, 10]."""
         return np.array([seed[quantity] for seed in self.seeds])
 
+    def pool(self) -> np.ndarray:
+        """Share of the pool's images that is in each decile, f[S, 10]."""
+        return _normalized(self.deciles(POOL))
+
     def gradient_in_pool(self) -> np.ndarray:
-        """Share of the gradient norm of its pool that each decile carries, f[S, 10]."""
-        held = self.deciles(GRADIENT) * self.deciles("pool_share_by_decile")
-        return held / held.sum(axis=1, keepdims=True)
+        """Share of its gradient norm that each decile carries, f[S, 10].
+
+        Estimated, as if what the pool holds of a decile had that decile's mean norm.
+        """
+        return _normalized(self.deciles(GRADIENT) * self.deciles(POOL))
+
+
+def _normalized(shares: np.ndarray) -> np.ndarray:
+    total = shares.sum(axis=1, keepdims=True)
+    return np.divide(shares, total, where=total > 0, out=np.full_like(shares, np.nan))
 
 
 def segments_of(rows: list[Row]) -> list[Segment]:
@@ -75,7 +87,8 @@ COLUMNS: tuple[Column, ...] = (
         ".1f",
     ),
     ("gradient, matched", lambda s: _easier(s.deciles(GRADIENT)), ".1f"),
-    ("in the pool", lambda s: _easier(s.gradient_in_pool()), ".1f"),
+    ("pool", lambda s: _easier(s.pool()), ".1f"),
+    ("gradient in pool", lambda s: _easier(s.gradient_in_pool()), ".1f"),
     ("set", lambda s: _easier(s.deciles("set_share_by_decile")), ".1f"),
     ("pool CE", lambda s: s.scalar("pool_difficulty_mean"), ".2f"),
     ("set CE", lambda s: s.scalar("set_difficulty_mean"), ".2f"),
@@ -83,12 +96,13 @@ COLUMNS: tuple[Column, ...] = (
     ("union", lambda s: s.scalar("diversity_of_union"), ".2f"),
 )
 READING = (
-    "A row is a segment. In % of the whole, 50 is even: what the easier half of a "
-    "class carries of the sum of its gradient norms, in a fresh network and in the one "
-    "matched on last, over the class and over the pool alone; and how many of the "
-    "segment's own images are as easy as that half. CE: mean cross-entropy of pool and "
-    "images under networks trained on all real images. Diversity: mean distance of two "
-    "images of a class, of the segment and of all so far."
+    "A row is a segment. In %, what falls to the easier half of a class: of the sum of "
+    "gradient norms, in a fresh network and in the one matched on last (50 would be "
+    "even); of the images of the pool, and of its gradient norm by the shares of its "
+    "deciles (equal to the pool's would be even); of the segment's own images. CE: "
+    "mean cross-entropy of pool and images under networks trained on all real images. "
+    "Diversity: mean distance of two images of a class, of the segment and of all so "
+    "far."
 )
 
 
@@ -101,46 +115,82 @@ def _text(values: list[float], form: str) -> str:
 
 def _head(rows: list[Row]) -> str:
     def every(name: str) -> str:
-        return ", ".join(sorted({str(getattr(row, name)) for row in rows}))
+        return ", ".join(map(str, sorted({getattr(row, name) for row in rows})))
 
-    data, network, ruler, split = rows[0].setup.split("; ")
+    setup = rows[0].setup
     return (
-        f"{data}; {network}; difficulty by {ruler} on all real images; {split} split. "
-        f"Mean ± std over seeds ({every('seed')}). {every('date')}, {every('device')}, "
-        f"commit {every('commit')}."
+        f"{setup.dataset}; {setup.network}; difficulty by {setup.ruler} on all real "
+        f"images; {setup.split} split. Mean ± std over seeds ({every('seed')}). "
+        f"{every('date')}, {every('device')}, commit {every('commit')}."
     )
 
 
 def _cells(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     heads = ["segment", *(head for head, _, _ in COLUMNS)]
     body = [
-        [segment.label, *(_text(value(segment), form) for _, value, form in COLUMNS)]
+        [
+            segment.label + _fewer(len(segment.seeds), rows),
+            *(_text(value(segment), form) for _, value, form in COLUMNS),
+        ]
         for segment in segments_of(rows)
     ]
     return heads, body
 
 
-def accuracies(rows: list[Row], run: str) -> dict[int, np.ndarray]:
-    """Test accuracy of the largest set of a run by decile, f[10] of every seed."""
-    found = [r for r in rows if r.run == run and r.quantity == "set.accuracy_by_decile"]
-    largest = max((row.ipc for row in found), default=0)
-    return {row.seed: np.array(row.values) for row in found if row.ipc == largest}
+def _fewer(seeds: int, rows: list[Row]) -> str:
+    """The number of seeds, where it is not that of the analysis."""
+    return "" if seeds == len({row.seed for row in rows}) else f" ({seeds} seeds)"
 
 
-def gains(rows: list[Row]) -> dict[str, list[Difference]]:
-    """Accuracy of each run minus that of the first one, by decile; paired by seed."""
+class Gain(NamedTuple):
+    """Of one run over the first one, by difficulty of the images it is tested on."""
+
+    run: str
+    first: str
+    ipc: int  # of both sets
+    seeds: int
+    deciles: list[Difference | None]  # None: undefined
+
+    @property
+    def label(self) -> str:
+        """What it is."""
+        return f"{self.run} − {self.first}, IPC {self.ipc}"
+
+
+def gains(rows: list[Row]) -> list[Gain]:
+    """Accuracy of each run minus that of the first one, by decile; paired by seed.
+
+    At the largest IPC that both have; of runs that have none in common there is none.
+    """
     first, *others = dict.fromkeys(row.run for row in rows)
-    base = accuracies(rows, first)
-    found = {}
+    found = []
     for run in others:
-        own = accuracies(rows, run)
-        seeds = sorted({*own} & {*base})
-        if seeds:
-            apart = np.stack([own[seed] - base[seed] for seed in seeds])
-            found[f"{run} − {first}"] = [
-                paired_difference(apart[:, [decile]]) for decile in range(DECILES)
-            ]
+        own, base = _by_decile(rows, run), _by_decile(rows, first)
+        shared = {*own} & {*base}
+        if not shared:
+            continue
+        ipc = max(ipc for ipc, _ in shared)
+        seeds = sorted(seed for size, seed in shared if size == ipc)
+        apart = np.stack([own[ipc, seed] - base[ipc, seed] for seed in seeds])
+        deciles = [
+            None if np.isnan(apart[:, i]).any() else paired_difference(apart[:, [i]])
+            for i in range(DECILES)
+        ]
+        found.append(Gain(run, first, ipc, len(seeds), deciles))
     return found
+
+
+def _by_decile(rows: list[Row], run: str) -> dict[tuple[int, int], np.ndarray]:
+    """Accuracy of its sets f[10], by ipc and seed."""
+    return {
+        (row.ipc, row.seed): np.array(row.values)
+        for row in rows
+        if row.run == run and row.quantity == "set.accuracy_by_decile"
+    }
+
+
+def _gain_text(found: Difference | None) -> str:
+    return "–" if found is None else verdict(found)
 
 
 def render_markdown(rows: list[Row]) -> str:
@@ -150,16 +200,24 @@ def render_markdown(rows: list[Row]) -> str:
     lines += ["", *textwrap.wrap(READING, 80), ""]
     lines += [_row(heads), _row(["---"] * len(heads))]
     lines += [_row([as_text(cells[0]), *cells[1:]]) for cells in body]
-    found = gains(rows)
-    if found:
-        names = [f"decile {decile + 1}" for decile in range(DECILES)]
-        lines += ["", _row(["accuracy by difficulty", *map(as_text, found)])]
-        lines += [_row(["---"] * (1 + len(found)))]
-        for number, name in enumerate(names):
-            lines.append(
-                _row([name, *(verdict(each[number]) for each in found.values())])
-            )
+    if found := gains(rows):
+        heads = [_tested(rows), *(as_text(gain.label) for gain in found)]
+        lines += ["", _row(heads), _row(["---"] * len(heads))]
+        for i in range(DECILES):
+            cells = [_gain_text(gain.deciles[i]) for gain in found]
+            lines.append(_row([f"decile {i + 1}", *cells]))
+        lines += ["", *textwrap.wrap(MANY, 80)]
     return "\n".join(lines) + "\n"
+
+
+MANY = (
+    "Decile 1 is the easiest. Ten intervals of 95 % are ten chances to see what is not "
+    "there."
+)
+
+
+def _tested(rows: list[Row]) -> str:
+    return f"{rows[0].split} images by difficulty"
 
 
 def _row(cells: list[str]) -> str:
@@ -172,13 +230,13 @@ def render_text(rows: list[Row]) -> str:
     lines = [*textwrap.wrap(_head(rows), 80), "", *textwrap.wrap(READING, 80)]
     width = max(map(len, heads))
     for cells in body:
-        lines += ["", cells[0]]
+        lines += ["", *textwrap.wrap(cells[0], 80)]
         for head, text in zip(heads[1:], cells[1:]):
             lines.append(f"  {head:<{width}}  {text}")
-    for name, each in gains(rows).items():
-        lines += ["", f"accuracy by difficulty of the test images, {name}"]
-        for number, found in enumerate(each, start=1):
-            lines.append(f"  decile {number:<2}  {verdict(found)}")
+    for gain in gains(rows):
+        lines += ["", *textwrap.wrap(f"{_tested(rows)}, {gain.label}", 80)]
+        for i, found in enumerate(gain.deciles, start=1):
+            lines.append(f"  decile {i:<2}  {_gain_text(found)}")
     return "\n".join(lines)
 
 
@@ -200,9 +258,11 @@ def bias_panels(rows: list[Row]) -> dict[str, Lines]:
         }
 
     return {
-        "held by the pool": by_decile(lambda s: s.deciles("pool_share_by_decile")),
-        "gradient norm, matched network": by_decile(lambda s: s.deciles(GRADIENT)),
-        "images of the segment": by_decile(lambda s: s.deciles("set_share_by_decile")),
+        "% held by the pool": by_decile(lambda s: s.deciles(POOL)),
+        "% of the gradient norm": by_decile(lambda s: s.deciles(GRADIENT)),
+        "% of the segment’s images": by_decile(
+            lambda s: s.deciles("set_share_by_decile")
+        ),
     }
 
 
@@ -225,6 +285,25 @@ def gain_panels(
 ) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
     """Gains by decile; for ``plots.intervals``."""
     return {
-        name: {f"decile {i}": found[:3] for i, found in enumerate(each, start=1)}
-        for name, each in gains(rows).items()
+        gain.label: {
+            f"decile {i}": found[:3]
+            for i, found in enumerate(gain.deciles, start=1)
+            if found is not None
+        }
+        for gain in gains(rows)
+    }
+
+
+def summary_of(rows: list[Row]) -> dict[str, Any]:
+    """What the tables round, as plain JSON."""
+    return {
+        **rows[0].setup._asdict(),
+        "seeds": sorted({row.seed for row in rows}),
+        "gains": [
+            {
+                **gain._asdict(),
+                "deciles": [found and found._asdict() for found in gain.deciles],
+            }
+            for gain in gains(rows)
+        ],
     }

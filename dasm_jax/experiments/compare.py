@@ -43,6 +43,7 @@ from dasm_jax.workdir import (
     highest_peak,
     manifest,
     open_workdir,
+    origin_of,
 )
 
 # Du et al., "Sequential Subset Matching for Dataset Distillation", NeurIPS 2023, as a
@@ -259,9 +260,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
             if name.startswith("seconds_") and name not in NOT_SYNTHESIS
         ),
         "peak_bytes": highest_peak(details["peak_memory_bytes"]),
-        "commit": _short_commit(details["git_commit"]),
-        "date": details["date"][:10],
-        "device": f"{details['cpu_count']} cores, {', '.join(details['devices'])}",
+        **origin_of(details),
     }
     if "label_bytes" in row:
         outcome |= {
@@ -274,13 +273,6 @@ def _outcome(folder: Path) -> dict[str, Any]:
         outcome |= {"mean": random["mean"], "std": random["std"]}
         outcome |= {"full_mean": full["mean"], "full_std": full["std"]}
     return outcome
-
-
-def _short_commit(commit: str | None) -> str:
-    if commit is None:
-        return "unknown"
-    number, dirty, _ = commit.partition("+")
-    return number[:7] + ("+dirty" if dirty else "")
 
 
 def _accuracy_text(result: dict[str, Any]) -> str:

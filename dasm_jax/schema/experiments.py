@@ -122,6 +122,7 @@ class StudySettings:
 class AnalyseSettings:
     """Finished runs whose measures are put side by side."""
 
+    name: str
     runs: Annotated[tuple[str, ...], each(any_value, or_none=True)]
     rows: str
     document: str

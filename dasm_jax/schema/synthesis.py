@@ -62,6 +62,7 @@ class DasmSettings:
 
     segments: Count
     budget: Annotated[str, one_of(budget.BUDGETS)]
+    taper: Annotated[float, within(0.1, 10)]
     pool: Annotated[str, one_of(schedule.POOLS)]
     schedule: Annotated[str, one_of(schedule.SCHEDULES)]
     rho: Share
