@@ -22,10 +22,9 @@ def main(argv: list[str]) -> None:
             "--workdir is missing; name the folder that the run may write to"
         )
     from dasm_jax.data.cache import default_dir
-    from dasm_jax.host_memory import collect_seldom, keep_freed_memory
+    from dasm_jax.host_memory import keep_freed_memory
 
     keep_freed_memory()
-    collect_seldom()
 
     # A program that was compiled once on this machine starts at once the next time. One
     # that a kill or a full disk left torn does not: JAX warns and compiles it at every

@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     config.dasm = dasm = ConfigDict()
     dasm.segments = 5  # K; 1 is IDC
     dasm.budget = "flops"  # of a run with K = 1: flops, steps (1/K each), per_segment
-    dasm.taper = 1.0  # iterations of a segment over those of the one before it
+    dasm.taper = 1.0  # a segment's share of the budget over that of the one before it
     dasm.pool = (
         "window"  # not_yet_learned_easiest, weighted, disjoint, static_filter, …
     )
@@ -162,7 +162,8 @@ def get_config() -> ConfigDict:
 
     config.analyse = analyse = ConfigDict()  # experiment=analyse, measures of runs
     analyse.name = "analysis"  # of the tables, in documents and file names
-    # "name: workdir, workdir, …": finished runs that differ in their seed
+    # "name: workdir, workdir, …": finished runs that differ in their seeds; others
+    # are compared with the first name
     analyse.runs = ()
     analyse.rows = ""  # a rows.csv of an analysis: show it, read no run
     analyse.document = ""  # Markdown file whose section is renewed, files beside it

@@ -1,13 +1,11 @@
-"""How much memory there is, and how it is handed back: by the C library not at all.
+"""How much memory there is, and how the C library hands it back: not at all.
 
 XLA on CPU allocates the temporaries of a program at every call, and frees them after.
 glibc returns large blocks to the kernel at once, which then clears and maps them anew,
-page by page, at the next step (figures in docs/performance.md). Python looks for
-garbage far less often than it would.
+page by page, at the next step (figures in docs/performance.md).
 """
 
 import ctypes
-import gc
 import os
 import sys
 from pathlib import Path
@@ -85,13 +83,3 @@ def keep_freed_memory() -> bool:
         mallopt(_M_ARENA_MAX, 1),  # of which there is one, without a limit of size
     ]
     return all(told)
-
-
-def collect_seldom() -> None:
-    """Let Python look for unreachable cycles one time where it would look seventy.
-
-    Tracing makes millions of objects that stay, and JAX has work of its own to do at
-    every collection.
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)

@@ -152,6 +152,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 
 def _check_together(s: Settings) -> None:
+    if s.experiment == "analyse":
+        return  # other runs are read, and made by settings of their own
     evaluating = s.experiment == "evaluate"  # nothing is matched
     if evaluating:
         _check_evaluation(s)

@@ -125,6 +125,8 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     not finite may be decided when there is one.
     """
     experiment, matcher = config.get("experiment"), config.get("matcher")
+    if experiment == "analyse":  # which only reads what others made
+        return {"experiment": experiment}
     kept = {
         name: value
         for name, value in config.items()

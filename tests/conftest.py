@@ -71,10 +71,8 @@ def pytest_collection_modifyitems(items):
 install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 
 # What is imported before the hook is not checked.
-from dasm_jax.host_memory import collect_seldom  # noqa: E402
 from tests.generated import EVERYTHING  # noqa: E402
 
-collect_seldom()  # as main.py does; a third of the tests' time
 # A third of all time where every program is watched: see tests/test_keys.py.
 jax.config.update("jax_debug_key_reuse", EVERYTHING)
 

@@ -119,15 +119,10 @@ def test_rows_hold_what_the_files_hold(four):
     accuracies = {
         (row.quantity, row.ipc): row.values
         for row in rows
-        if row.run == "B" and row.seed == 1 and row.quantity.endswith("accuracy")
+        if row.run == "B" and row.seed == 1 and row.quantity == "accuracy"
     }
     assert {place: value for place, (value,) in accuracies.items()} == pytest.approx(
-        {
-            ("set.accuracy", 2): 0.622,
-            ("Random.accuracy", 2): 0.5,
-            ("set.accuracy", 4): 0.722,
-            ("Full.accuracy", 40): 0.9,
-        }
+        {("accuracy", 2): 0.622, ("accuracy", 4): 0.722}
     )
     assert {row.commit for row in rows} == {"1234567+dirty"}
     assert {row.date for row in rows} == {"2026-11-22"}
@@ -174,14 +169,15 @@ def test_gains_are_paired_by_seed(four, tmp_path):
     # Another seed that only one of them has does not count.
     four["B"].append(finished(tmp_path / "b2", 2, 0.1))
     (gain,) = analysis_table.gains(rows_of(four))
-    assert gain.label == "B − A, IPC 4"
-    assert gain.seeds == 2
+    assert (gain.run, gain.first, gain.ipc, gain.seeds) == ("B", "A", 4, 2)
+    assert gain.overall.mean == pytest.approx(0.021)
     means = [found.mean for found in gain.deciles]
     assert means == pytest.approx([0.021] * 9 + [0.0105])
     assert gain.deciles[0].seen
     text = analysis_table.render_text(rows_of(four))
     # Student's interval of 2.0 and 2.2; of 80 and 70 to 82 and 72 it would hold zero.
-    assert "decile 1   +2.1 [0.8, 3.4]" in text
+    assert "  decile 1    +2.1 [0.8, 3.4]" in text
+    assert "B − A, IPC 4 (2 seeds)" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "1 A (2 seeds)" in text
 
@@ -216,11 +212,13 @@ def test_what_is_undefined_is_a_dash(four):
     lines = analysis_table.render_markdown(rows).splitlines()
     row = next(line for line in lines if line.startswith("| 2 A ")).split(" | ")
     assert [i for i, cell in enumerate(row) if cell == "–"] == [3, 4, 5, 8]
+    assert row[-1] == "4.00 ± 0.00 |"  # as many random images
     assert "| decile 5 | – |" in lines
     assert analysis_table.bias_panels(rows)["% of the segment’s images"]["2 A"] == []
     assert "decile 5" not in analysis_table.gain_panels(rows)["B − A, IPC 4"]
     (gain,) = analysis_table.summary_of(rows)["gains"]
-    assert gain["deciles"][4] is None
+    assert gain["decile 5"] is None
+    assert gain["all images"]["mean"] == pytest.approx(0.021)
     json.dumps(analysis_table.summary_of(rows), allow_nan=False)
 
 
@@ -234,7 +232,7 @@ def test_tables_come_from_the_rows_alone(four, tmp_path):
     assert text.split("wrote")[0] == again.split("wrote")[0]
     assert (one / "report.html").exists()
     rows = read_csv(one / "rows.csv")
-    assert to_csv(rows) == (one / "rows.csv").read_bytes()
+    assert to_csv(rows) == (one / "rows.csv").read_text()
 
 
 def test_a_section_of_a_document(four, tmp_path):
@@ -260,14 +258,31 @@ def test_a_section_of_a_document(four, tmp_path):
 
 def test_true_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
-    made = small_config(network__depth=1, measure__networks=1, evaluate__networks=1)
-    run.run(from_config(made), str(tmp_path / "made"))
-    start(tmp_path / "shown", analyse__runs=(f"DASM: {tmp_path / 'made'}",))
-    summary = json.loads((tmp_path / "made" / "summary.json").read_text())
+    lines, summaries = [], []
+    for name, segments in (("IDC", 1), ("DASM", 2)):
+        made = small_config(
+            network__depth=1,
+            measure__networks=1,
+            evaluate__networks=1,
+            evaluate__prefixes=False,
+            dasm__segments=segments,
+        )
+        run.run(from_config(made), str(tmp_path / name))
+        lines.append(f"{name}: {tmp_path / name}")
+        summaries.append(json.loads((tmp_path / name / "summary.json").read_text()))
+    # Settings that it does not read are not looked at.
+    start(tmp_path / "shown", analyse__runs=tuple(lines), dasm__segments=20)
     rows = read_csv(tmp_path / "shown" / "rows.csv")
-    found = {row.segment: row.values for row in rows if row.quantity == "diversity"}
-    for record in summary["measures"]:
+    found = {
+        row.segment: row.values
+        for row in rows
+        if row.run == "DASM" and row.quantity == "diversity"
+    }
+    for record in summaries[1]["measures"]:
         assert found[record["segment"]] == pytest.approx((record["diversity"],))
+    (gain,) = analysis_table.gains(rows)
+    idc, dasm = (summary["table"][0]["mean"] for summary in summaries)
+    assert gain.overall.mean == pytest.approx(dasm - idc, abs=1e-5)
 
 
 # --- refusals -------------------------------------------------------------------------
@@ -318,6 +333,12 @@ def test_runs_that_cannot_stand_together(four, tmp_path):
     rows_of({"A": [*four["A"], same]})
 
 
+def test_seeds_that_are_judged_alike(four, tmp_path):
+    four["A"].append(finished(tmp_path / "c", 2, config={"evaluate.seed": 1}))
+    says = "config.evaluate.seed=1", "must differ with the seed"
+    refused(tmp_path / "x", *says, analyse__runs=lines_of(four))
+
+
 def test_runs_of_one_seed_are_judged_by_one_ruler(four, tmp_path):
     four["C"] = [finished(tmp_path / "c", 0, config={"evaluate.seed": 7})]
     refused(
@@ -334,6 +355,7 @@ ODD = [
     ({"diversity": float("inf")}, "summary.json cannot be read"),
     ({"set_share_by_decile": 0.5}, "summary.json cannot be read"),
     ({"segment": 1.5}, "summary.json cannot be read"),
+    ({"segment": 2}, "summary.json cannot be read"),
     ({"gradient_norm_share_by_decile": 3}, "summary.json cannot be read"),
 ]
 
@@ -352,8 +374,17 @@ def test_files_that_hold_something_else(tmp_path):
     torn = finished(tmp_path / "torn")
     (torn / "manifest.json").write_text("{")
     refuses(torn, "manifest.json cannot be read")
-    refuses(finished(tmp_path / "many", config={"dasm.segments": 10**10}), "cannot")
-    refuses(finished(tmp_path / "seed", config={"seed": "0"}), "cannot be read")
+    many = finished(tmp_path / "many", config={"dasm.segments": 10**10})
+    refuses(many, "summary.json cannot be read")
+    refuses(finished(tmp_path / "seed", config={"seed": [0]}), "config.json cannot")
+    sure = finished(tmp_path / "sure")
+    summary = json.loads((sure / "summary.json").read_text())
+    for field, value in (("split", []), ("split", 3)):
+        (sure / "summary.json").write_text(json.dumps(summary | {field: value}))
+        refuses(sure, "summary.json cannot be read")
+    summary["table"][0]["mean"] = None
+    (sure / "summary.json").write_text(json.dumps(summary))
+    refuses(sure, "summary.json cannot be read")
     refuses(finished(tmp_path / "device", devices=[3]), "manifest.json cannot be read")
     text = finished(tmp_path / "text")
     summary = (text / "summary.json").read_text()
@@ -386,7 +417,7 @@ def test_a_run_of_an_earlier_version(tmp_path):
     ],
 )
 def test_a_damaged_file_of_rows(four, tmp_path, old, new):
-    text = to_csv(rows_of(four)).decode()
+    text = to_csv(rows_of(four))
     assert old in text
     path = tmp_path / "rows.csv"
     path.write_text(text.replace(old, new, 1))
@@ -396,8 +427,26 @@ def test_a_damaged_file_of_rows(four, tmp_path, old, new):
     refused(tmp_path / "x", says, str(path), analyse__rows=str(path))
 
 
+def test_rows_that_are_missing_or_there_twice(four, tmp_path):
+    lines = to_csv(rows_of(four)).splitlines(keepends=True)
+    path = tmp_path / "rows.csv"
+
+    def refuses(kept, says):
+        path.write_text("".join(kept))
+        refused(tmp_path / "x", says, "'A' with seed 0", analyse__rows=str(path))
+
+    refuses([*lines, lines[1]], "segment 1 twice")
+    without = [line for line in lines if "A,0,1," not in line]
+    refuses(without, "lacks segments")
+    refuses([line for line in lines if "A,0,0," not in line], "lacks segments, or")
+
+
+def test_an_analysis_needs_a_name(tmp_path):
+    refused(tmp_path / "x", "config.analyse.name is empty", analyse__name=" ")
+
+
 def test_no_file_of_rows(tmp_path):
     path = tmp_path / "rows.csv"
     refused(tmp_path / "x", "cannot read", analyse__rows=str(path))
-    path.write_bytes(to_csv([]))
+    path.write_text(to_csv([]))
     refused(tmp_path / "x", "there are no rows", analyse__rows=str(path))

@@ -105,6 +105,7 @@ def test_networks_of_one_batch_may_be_mapped_over():
     is_close(ours, jax.vmap(direct, in_axes=(None, 0))(inputs, kernels), 2e-5)
 
 
+@pytest.mark.slow
 def test_a_network_of_the_published_width_gives_the_same_logits():
     network = make_network(
         Architecture("convnet", 128, 3, "instance", "relu", "average"), (32, 32, 3), 10

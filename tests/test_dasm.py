@@ -336,6 +336,7 @@ def test_cumulative_context_matches_the_union():
     assert not np.allclose(cumulative[1].pixels, alone[1].pixels, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cumulative_context_with_more_images_than_the_batch_holds():
     results = run(dasm__context="cumulative", matcher__idc__synthetic_batch=3)
     assert all(np.isfinite(result.pixels).all() for result in results)

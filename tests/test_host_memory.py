@@ -35,10 +35,8 @@ def test_large_blocks_are_not_mapped_anew():
 
 
 PROGRAMS = """
-from dasm_jax import host_memory
-host_memory.collect_seldom()
-import jax, jax.numpy as jnp
-from dasm_jax import dasm
+import gc, jax, jax.numpy as jnp
+from dasm_jax import dasm, host_memory
 from dasm_jax.experiments import memory
 def compiled(size):
     return jax.jit(lambda x: jnp.sort(x) @ x).lower(jnp.ones(size)).compile()
@@ -53,6 +51,7 @@ shares.append(host_memory.mappings_taken())
 for most in (0.5, 0.0):
     memory.MOST_MAPPINGS = most
     memory.make_room_for_programs()
+    gc.collect()
     shares.append(host_memory.mappings_taken())
 print(*shares)
 """

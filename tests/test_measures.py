@@ -362,6 +362,7 @@ def test_what_the_matcher_looked_at(name):
         assert sum(shares["random"]) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_network_that_was_looked_at_is_trained():
     """With no network step it is the one that the last outer iteration began with."""
     still = dasm.run_dasm(small_problem(matcher__idc__trajectory__recipe__lr=0.0))

@@ -198,7 +198,7 @@ def one_segment(name, **changes):
     return small_problem(ipc=IPC, dasm__segments=1, matcher__name=name, **fields)
 
 
-@pytest.mark.parametrize("name", slow_but(sorted(DISTANCES), "dm", "dsa"))
+@pytest.mark.parametrize("name", slow_but(sorted(DISTANCES), "dm"))
 def test_one_segment_is_the_public_loop(name):
     # Flips and colours keep the comparison away from the kinks of bilinear shifts.
     strategy = {"dc": "none"}.get(name, "color_flip_cutout")

@@ -279,6 +279,7 @@ def test_hard_row_is_the_stored_set_with_its_own_labels(finished):
     assert soft["networks"] != hard["networks"]
 
 
+@pytest.mark.slow
 def test_images_are_stored_whole_whatever_the_factor(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
     short = {"recover__teacher_steps": 1, "recover__steps": 1, "evaluate__steps": 3}

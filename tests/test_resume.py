@@ -158,6 +158,7 @@ def test_a_killed_run_goes_on(calm, tmp_path, monkeypatch, units):
     assert ("goes on from " in log) == (units > 1)
 
 
+@pytest.mark.slow
 def test_the_ruler_is_made_once(tmp_path, monkeypatch):
     start(tmp_path / "calm", measure__networks=1)
     killed(tmp_path / "run", 5, measure__networks=1)

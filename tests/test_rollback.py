@@ -172,6 +172,7 @@ def test_without_a_checkpoint_it_begins_anew(tmp_path, monkeypatch):
     assert (line["halvings"], line["back_to"]) == (1, "the beginning")
 
 
+@pytest.mark.slow
 def test_rollbacks_of_the_polish_are_counted(tmp_path, monkeypatch):
     whole = divergence.trouble
 
@@ -186,6 +187,7 @@ def test_rollbacks_of_the_polish_are_counted(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text())["halvings"] == 1
 
 
+@pytest.mark.slow
 def test_sets_of_tables_go_back_too(tmp_path, fragile):
     settings = from_config(
         small_config(

@@ -102,6 +102,7 @@ def test_value_and_gradient(loop):
         assert along(gradient, direction) == pytest.approx(slope, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_second_order():
     with jax.enable_x64(True):
         span, lesson = case(np.random.default_rng(1))

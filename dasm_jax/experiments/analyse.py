@@ -24,6 +24,8 @@ def run(settings: Settings, workdir: Path) -> str:
       UserError: there is no such run, or they are not measured alike.
     """
     c = settings.analyse
+    if not c.name.strip():
+        raise UserError("config.analyse.name is empty; name the analysis")
     document = _home(c.document)
     if c.document:
         check_document(document, "config.analyse.document")
@@ -86,7 +88,7 @@ def _publish(name: str, rows: list[Row], workdir: Path, document: Path | None) -
         title=title,
     )
     files = {
-        "rows.csv": to_csv(rows),
+        "rows.csv": to_csv(rows).encode(),
         "table.md": markdown.encode(),
         "bias.png": plots.to_png(bias),
         "diversity.png": plots.to_png(diversity),
@@ -100,7 +102,7 @@ def _publish(name: str, rows: list[Row], workdir: Path, document: Path | None) -
     if document is not None:
         folder = document.parent / "analysis"
         make_folder(folder)
-        begin = slug(title)
+        begin = slug(title.replace("/", "_"))  # all of it, not what follows a slash
         named = {f"{begin}_{n}": files[n] for n in files if n != "table.md"}
         write_all(folder, named)
         text = markdown + "".join(

@@ -15,7 +15,7 @@ from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import SUMMARY
 from dasm_jax.experiments.document import slug
 from dasm_jax.experiments.sets import segment_ends
-from dasm_jax.files import expecting_ours, read_json
+from dasm_jax.files import MOST_JSON, expecting_ours, read_json, read_regular
 from dasm_jax.records import LARGEST_AMOUNT
 from dasm_jax.schedule import DECILES
 from dasm_jax.workdir import identity_of, origin_of
@@ -26,14 +26,14 @@ OF_SEGMENTS = {
     "set_difficulty_mean": 1,
     "diversity": 1,
     "diversity_of_union": 1,
+    "diversity_of_random": 1,
     "pool_share_by_decile": DECILES,
     "gradient_norm_share_by_decile.random": DECILES,
     "gradient_norm_share_by_decile.trained": DECILES,
     "set_share_by_decile": DECILES,
 }
-# Of every evaluated set: "set", "Random" or "Full", and these.
-OF_SETS = {"accuracy": 1, "accuracy_by_decile": DECILES}
-BASELINES = ("Random", "Full")
+OF_SETS = {"accuracy": 1, "accuracy_by_decile": DECILES}  # of every evaluated one
+BASELINES = ("Random", "Full")  # beside them
 # What must be alike in all runs, or they are measured by different rulers.
 RULER = ("data", "network", "evaluate", "measure")
 NO_RULER = ("seed", "prefixes", "baselines", "at_once")
@@ -91,9 +91,10 @@ def rows_of(folders: dict[str, list[Path]]) -> list[Row]:
     """
     rows: list[Row] = []
     first: _Run | None = None
-    judged: dict[int, tuple[Path, int]] = {}  # evaluate.seed by seed
+    judged: dict[int, tuple[Path, int]] = {}  # by seed, who has which evaluate.seed
     for name, of_name in folders.items():
         seeds: dict[int, _Run] = {}
+        judges: dict[int, Path] = {}
         for folder in of_name:
             found = _read(folder)
             with expecting_ours(folder / "config.json"):
@@ -104,6 +105,8 @@ def rows_of(folders: dict[str, list[Path]]) -> list[Row]:
                 rule = f"runs of one name, here {name!r}, differ in their seed alone"
                 _check_alike(found, like, _made_by, rule)
                 seed, judge = found.config["seed"], found.config["evaluate"]["seed"]
+                if not (type(seed) is int and type(judge) is int):
+                    raise TypeError("seed")
             if seed in seeds:
                 raise UserError(
                     f"config.analyse.runs: {folder} and {seeds[seed].folder} are both "
@@ -115,7 +118,13 @@ def rows_of(folders: dict[str, list[Path]]) -> list[Row]:
                     f"config.analyse.runs: {folder} and {other} have one seed, but "
                     f"config.evaluate.seed={judge} and {known}; leave one of them out"
                 )
-            seeds[seed] = found
+            if judge in judges:
+                raise UserError(
+                    f"config.analyse.runs: {folder} and {judges[judge]} have one "
+                    f"config.evaluate.seed={judge}; what evaluates and measures must "
+                    "differ with the seed, or their spread is too small"
+                )
+            seeds[seed], judges[judge] = found, folder
             # Whatever is in the files, nothing of it gets further unchecked.
             with expecting_ours(folder / SUMMARY):
                 rows += [_checked(row) for row in _rows(name, found)]
@@ -183,7 +192,7 @@ def _rows(name: str, found: _Run) -> Iterator[Row]:
     setup = Setup(
         f"{slug(summary['dataset'])}{averaged}",
         f"{network['name']} of width {network['width']} and depth {network['depth']}",
-        f"{measure['networks']} networks of {measure['steps']} steps",
+        f"{measure['networks']} × {measure['steps']} steps of training",
         summary["split"],
     )
     with expecting_ours(folder / "manifest.json"):
@@ -201,7 +210,9 @@ def _quantities(
     if not len(measures) == config["dasm"]["segments"] <= MOST_SEGMENTS:
         raise ValueError("segments")
     ends = segment_ends(config["ipc"], len(measures))
-    for record, ipc in zip(measures, ends, strict=True):
+    for number, (record, ipc) in enumerate(zip(measures, ends, strict=True), start=1):
+        if record["segment"] != number:
+            raise ValueError("segment")
         for quantity in OF_SEGMENTS:
             group, _, part = quantity.partition(".")
             values = record.get(group)
@@ -210,10 +221,9 @@ def _quantities(
             if group in record:
                 yield record["segment"], ipc, quantity, values
     for row in summary["table"]:
-        kind = row["set"] if row["set"] in BASELINES else "set"
-        yield 0, row["ipc"], f"{kind}.accuracy", row["mean"]
-        if shares := row.get("accuracy_by_decile"):
-            yield 0, row["ipc"], f"{kind}.accuracy_by_decile", shares
+        if row["set"] not in BASELINES:
+            yield 0, row["ipc"], "accuracy", row["mean"]
+            yield 0, row["ipc"], "accuracy_by_decile", row["accuracy_by_decile"]
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
@@ -229,45 +239,51 @@ def _checked(row: Row) -> Row:
     Raises:
       ValueError: it is no such row.
     """
-    kind, _, name = row.quantity.rpartition(".")
-    known = OF_SETS if row.segment == 0 else OF_SEGMENTS
-    length = known.get(row.quantity if row.segment else name)
-    if length is None or len(row.values) != length:
+    known = OF_SEGMENTS if row.segment else OF_SETS
+    if len(row.values) != known.get(row.quantity):
         raise ValueError(row.quantity)
-    if row.segment == 0 and kind not in ("set", *BASELINES):
-        raise ValueError(kind)
+    if row.quantity == "accuracy" and not 0 <= row.values[0] <= 1:  # NaN neither
+        raise ValueError("accuracy")
     counts = row.seed, row.segment, row.ipc
     if not all(type(n) is int and 0 <= n < 2**31 for n in counts):
         raise ValueError("counts")
     if not all(math.isnan(v) or abs(v) < LARGEST_AMOUNT for v in row.values):
         raise ValueError("values")
-    for text in row:
-        if isinstance(text, str):
-            text.encode()  # a lone surrogate cannot be written
+    for text in (*row.setup, row.run, row.commit, row.date, row.device):
+        if type(text) is not str:
+            raise TypeError(text)
+        text.encode()  # a lone surrogate cannot be written
     return row
 
 
 def _check_complete(rows: list[Row], what: str) -> None:
-    """See that every segment has every quantity, and all rows one setup."""
+    """See that nothing is missing or there twice, and that all rows have one setup."""
     if not rows:
         raise UserError(f"{what}: there are no rows")
     if len({row.setup for row in rows}) > 1:
         raise UserError(f"{what}: rows of several setups cannot stand in one analysis")
-    places: dict[tuple[str, int, int], set[str]] = {}
+    runs: dict[tuple[str, int], dict[tuple[int, int], list[str]]] = {}
     for row in rows:
-        if row.segment:
-            places.setdefault((row.run, row.seed, row.segment), set()).add(row.quantity)
-    if not places:
-        raise UserError(f"{what}: there are no rows of segments")
-    for (run, seed, segment), found in places.items():
-        if missing := [name for name in OF_SEGMENTS if name not in found]:
-            raise UserError(
-                f"{what}: {run!r} with seed {seed} has no {missing[0]} in segment "
-                f"{segment}; an earlier version may not have measured it: run it again"
-            )
+        of_run = runs.setdefault((row.run, row.seed), {})
+        of_run.setdefault((row.segment, row.ipc), []).append(row.quantity)
+    for (run, seed), places in runs.items():
+        one = f"{what}: {run!r} with seed {seed}"
+        segments = sorted(segment for segment, _ in places if segment)
+        if segments != [*range(1, len(segments) + 1)] or len(places) == len(segments):
+            raise UserError(f"{one} lacks segments, or evaluated sets; run it again")
+        for (segment, ipc), found in places.items():
+            known = OF_SEGMENTS if segment else OF_SETS
+            where = f"segment {segment}" if segment else f"its set of IPC {ipc}"
+            if missing := [name for name in known if name not in found]:
+                raise UserError(
+                    f"{one} has no {missing[0]} in {where}; an earlier version may not "
+                    "have measured it: run it again"
+                )
+            if len(found) > len(known):
+                raise UserError(f"{one} has {where} twice; leave one of them out")
 
 
-def to_csv(rows: Iterable[Row]) -> bytes:
+def to_csv(rows: Iterable[Row]) -> str:
     """One line per row; values are parted by spaces."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -275,7 +291,7 @@ def to_csv(rows: Iterable[Row]) -> bytes:
     for row in rows:
         values = " ".join(f"{value:.6g}" for value in row.values)
         writer.writerow(row._replace(values=values))  # type: ignore[arg-type]
-    return text.getvalue().encode()
+    return text.getvalue()
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -285,24 +301,19 @@ def read_csv(path: Path) -> list[Row]:
       UserError: it cannot be read, is something else, or damaged; says where.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"config.analyse.rows: cannot read {path}: {error.strerror}"
-        ) from None
+        content = read_regular(path, MOST_JSON, links=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.analyse.rows: cannot read {path}: {error}") from None
     return from_csv(content, str(path))
 
 
-def from_csv(content: bytes, name: str) -> list[Row]:
+def from_csv(content: str, name: str) -> list[Row]:
     """What ``to_csv`` wrote.
 
     Raises:
       UserError: something else did; names ``name`` and the line.
     """
-    try:
-        lines = content.decode().splitlines()
-    except ValueError:
-        lines = []
+    lines = content.splitlines()
     if lines[:1] != [",".join(Row._fields)]:
         raise UserError(
             f"{name} is no rows.csv of an analysis: its first line must name the "

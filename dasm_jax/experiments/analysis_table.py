@@ -11,7 +11,7 @@ import numpy as np
 from dasm_jax.bootstrap import Difference, paired_difference
 from dasm_jax.experiments.analysis_rows import Row
 from dasm_jax.experiments.document import as_text
-from dasm_jax.experiments.study_table import verdict
+from dasm_jax.experiments.study_table import NOT_SEEN, verdict
 from dasm_jax.schedule import DECILES
 
 EASIER = DECILES // 2  # deciles of the easier half
@@ -94,6 +94,7 @@ COLUMNS: tuple[Column, ...] = (
     ("set CE", lambda s: s.scalar("set_difficulty_mean"), ".2f"),
     ("diversity", lambda s: s.scalar("diversity"), ".2f"),
     ("union", lambda s: s.scalar("diversity_of_union"), ".2f"),
+    ("random", lambda s: s.scalar("diversity_of_random"), ".2f"),
 )
 READING = (
     "A row is a segment. In %, what falls to the easier half of a class: of the sum of "
@@ -101,8 +102,9 @@ READING = (
     "even); of the images of the pool, and of its gradient norm by the shares of its "
     "deciles (equal to the pool's would be even); of the segment's own images. CE: "
     "mean cross-entropy of pool and images under networks trained on all real images. "
-    "Diversity: mean distance of two images of a class, of the segment and of all so "
-    "far."
+    "Diversity: mean distance of two images of a class, of the segment, of all so far, "
+    "and of as many random real images as the segment has. These networks were trained "
+    "on the real images and never saw the others."
 )
 
 
@@ -119,8 +121,8 @@ def _head(rows: list[Row]) -> str:
 
     setup = rows[0].setup
     return (
-        f"{setup.dataset}; {setup.network}; difficulty by {setup.ruler} on all real "
-        f"images; {setup.split} split. Mean ± std over seeds ({every('seed')}). "
+        f"{setup.dataset}; {setup.network}; difficulty by {setup.ruler} on all "
+        f"real images; {setup.split} split. Mean ± std over seeds ({every('seed')}). "
         f"{every('date')}, {every('device')}, commit {every('commit')}."
     )
 
@@ -149,12 +151,15 @@ class Gain(NamedTuple):
     first: str
     ipc: int  # of both sets
     seeds: int
+    overall: Difference
     deciles: list[Difference | None]  # None: undefined
 
     @property
-    def label(self) -> str:
-        """What it is."""
-        return f"{self.run} − {self.first}, IPC {self.ipc}"
+    def rows(self) -> dict[str, Difference | None]:
+        """By the name of the row."""
+        return {f"decile {i}": found for i, found in enumerate(self.deciles, 1)} | {
+            "all images": self.overall
+        }
 
 
 def gains(rows: list[Row]) -> list[Gain]:
@@ -165,32 +170,50 @@ def gains(rows: list[Row]) -> list[Gain]:
     first, *others = dict.fromkeys(row.run for row in rows)
     found = []
     for run in others:
-        own, base = _by_decile(rows, run), _by_decile(rows, first)
+        own, base = _accuracies(rows, run), _accuracies(rows, first)
         shared = {*own} & {*base}
         if not shared:
             continue
         ipc = max(ipc for ipc, _ in shared)
         seeds = sorted(seed for size, seed in shared if size == ipc)
         apart = np.stack([own[ipc, seed] - base[ipc, seed] for seed in seeds])
-        deciles = [
-            None if np.isnan(apart[:, i]).any() else paired_difference(apart[:, [i]])
-            for i in range(DECILES)
-        ]
-        found.append(Gain(run, first, ipc, len(seeds), deciles))
+        overall, *deciles = (
+            None if np.isnan(column).any() else paired_difference(column[:, None])
+            for column in apart.T
+        )
+        assert overall is not None, "an accuracy is a number"
+        found.append(Gain(run, first, ipc, len(seeds), overall, deciles))
     return found
 
 
-def _by_decile(rows: list[Row], run: str) -> dict[tuple[int, int], np.ndarray]:
-    """Accuracy of its sets f[10], by ipc and seed."""
+def _accuracies(rows: list[Row], run: str) -> dict[tuple[int, int], np.ndarray]:
+    """Accuracy of its sets, of all images and by decile f[11], by ipc and seed."""
+    found: dict[tuple[int, int], dict[str, tuple[float, ...]]] = {}
+    for row in rows:
+        if row.run == run and not row.segment:
+            found.setdefault((row.ipc, row.seed), {})[row.quantity] = row.values
     return {
-        (row.ipc, row.seed): np.array(row.values)
-        for row in rows
-        if row.run == run and row.quantity == "set.accuracy_by_decile"
+        place: np.array([*values["accuracy"], *values["accuracy_by_decile"]])
+        for place, values in found.items()
     }
 
 
 def _gain_text(found: Difference | None) -> str:
     return "–" if found is None else verdict(found)
+
+
+def _gain_label(gain: Gain, rows: list[Row]) -> str:
+    few = _fewer(gain.seeds, rows)
+    return f"{gain.run} − {gain.first}, IPC {gain.ipc}{few}"
+
+
+def _gain_reading(rows: list[Row], count: int) -> str:
+    return (
+        f"Accuracy on {rows[0].split} images by their difficulty, decile 1 the "
+        "easiest: points over the first run, with a 95 % interval paired by seed where "
+        f"that leaves out zero; else '{NOT_SEEN}'. {11 * count} intervals are as many "
+        "chances to see what is not there."
+    )
 
 
 def render_markdown(rows: list[Row]) -> str:
@@ -201,23 +224,12 @@ def render_markdown(rows: list[Row]) -> str:
     lines += [_row(heads), _row(["---"] * len(heads))]
     lines += [_row([as_text(cells[0]), *cells[1:]]) for cells in body]
     if found := gains(rows):
-        heads = [_tested(rows), *(as_text(gain.label) for gain in found)]
+        heads = ["", *(as_text(_gain_label(gain, rows)) for gain in found)]
+        lines += ["", *textwrap.wrap(_gain_reading(rows, len(found)), 80)]
         lines += ["", _row(heads), _row(["---"] * len(heads))]
-        for i in range(DECILES):
-            cells = [_gain_text(gain.deciles[i]) for gain in found]
-            lines.append(_row([f"decile {i + 1}", *cells]))
-        lines += ["", *textwrap.wrap(MANY, 80)]
+        for name in found[0].rows:
+            lines.append(_row([name, *(_gain_text(gain.rows[name]) for gain in found)]))
     return "\n".join(lines) + "\n"
-
-
-MANY = (
-    "Decile 1 is the easiest. Ten intervals of 95 % are ten chances to see what is not "
-    "there."
-)
-
-
-def _tested(rows: list[Row]) -> str:
-    return f"{rows[0].split} images by difficulty"
 
 
 def _row(cells: list[str]) -> str:
@@ -233,10 +245,12 @@ def render_text(rows: list[Row]) -> str:
         lines += ["", *textwrap.wrap(cells[0], 80)]
         for head, text in zip(heads[1:], cells[1:]):
             lines.append(f"  {head:<{width}}  {text}")
-    for gain in gains(rows):
-        lines += ["", *textwrap.wrap(f"{_tested(rows)}, {gain.label}", 80)]
-        for i, found in enumerate(gain.deciles, start=1):
-            lines.append(f"  decile {i:<2}  {_gain_text(found)}")
+    if found := gains(rows):
+        lines += ["", *textwrap.wrap(_gain_reading(rows, len(found)), 80)]
+    for gain in found:
+        lines += ["", *textwrap.wrap(_gain_label(gain, rows), 80)]
+        for name, each in gain.rows.items():
+            lines.append(f"  {name:<10}  {_gain_text(each)}")
     return "\n".join(lines)
 
 
@@ -285,10 +299,8 @@ def gain_panels(
 ) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
     """Gains by decile; for ``plots.intervals``."""
     return {
-        gain.label: {
-            f"decile {i}": found[:3]
-            for i, found in enumerate(gain.deciles, start=1)
-            if found is not None
+        _gain_label(gain, rows): {
+            name: each[:3] for name, each in gain.rows.items() if each is not None
         }
         for gain in gains(rows)
     }
@@ -299,11 +311,17 @@ def summary_of(rows: list[Row]) -> dict[str, Any]:
     return {
         **rows[0].setup._asdict(),
         "seeds": sorted({row.seed for row in rows}),
-        "gains": [
-            {
-                **gain._asdict(),
-                "deciles": [found and found._asdict() for found in gain.deciles],
+        "segments": [
+            {"segment": segment.label, "ipc": segment.ipc}
+            | {
+                head: [None if math.isnan(v) else v for v in value(segment)]
+                for head, value, _ in COLUMNS
             }
+            for segment in segments_of(rows)
+        ],
+        "gains": [
+            {"run": gain.run, "first": gain.first, "ipc": gain.ipc, "seeds": gain.seeds}
+            | {name: each and each._asdict() for name, each in gain.rows.items()}
             for gain in gains(rows)
         ],
     }

@@ -1,6 +1,5 @@
 """Memory that runs out: said before the start where it can be, with a remedy."""
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,7 +24,6 @@ def make_room_for_programs() -> None:
     if host_memory.mappings_taken() > MOST_MAPPINGS:
         PROGRAMS.clear()
         jax.clear_caches()
-        gc.collect()  # what is in cycles too
 
 
 def what_to_lower(settings: Settings) -> str:
