@@ -91,6 +91,7 @@ def run_two(workdir, cache, *more):
     return ended(begin_two(workdir, cache, *more))
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_set_of_one_and_write_it_once(tmp_path):
     cache, workdir = tmp_path / "cache", tmp_path / "two"
     cache.mkdir()

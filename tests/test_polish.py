@@ -76,6 +76,7 @@ def run_watched(problem):
     return results, [each for each in seen if each.plan.covers]
 
 
+@pytest.mark.slow
 def test_a_polish_is_the_matcher_on_the_whole_set():
     problem = small_problem(**DM)
     *plans, last = plan_segments(problem)

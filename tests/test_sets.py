@@ -79,6 +79,7 @@ def test_random_is_the_random_of_other_experiments(problem):
     np.testing.assert_array_equal(part.pixels.reshape(6, 8, 8, 1), data.images)
 
 
+@pytest.mark.slow
 def test_distilled_parts_are_segments(tmp_path):
     s = sets.settings_for(settings_with(), "dasm", 4, 0)
     parts, records = sets.distil(s, small_dataset(2), tmp_path)

@@ -121,6 +121,7 @@ def test_only_what_is_missing_is_added(finished, made):
     assert made == ["random_ipc2_seed2", "one_ipc2_seed2"]
 
 
+@pytest.mark.slow
 def test_an_arm_of_other_settings_is_made_again(finished, made, tmp_path):
     workdir, _ = finished
     given = {"study__seeds": (0,), "study__ipcs": (2,)}

@@ -13,7 +13,7 @@ from dasm_jax.errors import UserError
 from dasm_jax.parameterization import make_parameterization
 from dasm_jax.synthetic_files import find_sets, load_set
 from dasm_jax.types import SyntheticSet
-from tests.small import small_problem
+from tests.small import slow_but, small_problem
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ SEGMENTS = np.resize(np.array([1, 2, 2], np.int32), 200)
 
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS])
-@pytest.mark.parametrize("ipc", [3, 100])
+@pytest.mark.parametrize("ipc", slow_but([3, 100], 3))
 @pytest.mark.parametrize("factor", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["single", "multi", "bound"])
 def test_counts_as_a_formation_gives_them(

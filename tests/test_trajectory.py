@@ -118,6 +118,7 @@ def test_second_order():
         assert float(curved) == pytest.approx(float(wanted), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_expert_that_stood_still():
     span, lesson = case(np.random.default_rng(2))
     to32 = lambda tree: jax.tree.map(  # noqa: E731
