@@ -1,4 +1,4 @@
-"""Measures of finished runs side by side: rows, tables, figures, refusals."""
+"""Measures of finished runs side by side: rows, tables, figures."""
 
 import json
 
@@ -6,97 +6,23 @@ import numpy as np
 import pytest
 
 from dasm_jax import run
-from dasm_jax.errors import UserError
 from dasm_jax.experiments import analysis_table, common
 from dasm_jax.experiments.analysis_rows import read_csv, rows_of, to_csv
-from dasm_jax.settings import from_config, to_dict
+from dasm_jax.settings import from_config
+from tests.analysis_cases import (
+    RISING,
+    finished,
+    lines_of,
+    measures,
+    start,
+    two_of_each,
+)
 from tests.small import small_config, small_dataset
-
-EVEN = [0.1] * 10
-RISING = [i / 55 for i in range(1, 11)]
-
-
-def measures(segment, **changes):
-    return {
-        "segment": segment,
-        "pool_difficulty_mean": 0.5 * segment,
-        "real_difficulty_mean": 0.5,
-        "pool_share_by_decile": [1.0] * 10,
-        "gradient_norm_share_by_decile": {"random": EVEN, "trained": RISING},
-        "mean_gradient_norm_by_decile": {"random": EVEN, "trained": RISING},
-        "set_difficulty_mean": 0.25,
-        "set_share_by_decile": EVEN,
-        "diversity": 3.0,
-        "diversity_of_union": 2.0 + segment,
-        "diversity_of_random": 4.0,
-    } | changes
-
-
-def finished(folder, seed=0, accuracy=0.8, records=None, config=None, **changes):
-    """The files of a run of two segments that an analysis reads."""
-    folder.mkdir()
-    records = [measures(1), measures(2)] if records is None else records
-    settings = to_dict(from_config(small_config(seed=seed, evaluate__seed=seed)))
-    for path, value in (config or {}).items():
-        group, _, field = path.rpartition(".")
-        (settings[group] if group else settings)[field] = value
-
-    def row(name, ipc, mean):
-        return {
-            "set": name,
-            "ipc": ipc,
-            "mean": mean,
-            "accuracy_by_decile": [mean] * 9 + [mean / 2],
-        }
-
-    summary = {
-        "dataset": "digits",
-        "split": "test",
-        "table": [
-            row("DASM", 2, accuracy - 0.1),
-            row("Random", 2, 0.5),
-            row("DASM", 4, accuracy),
-            row("Full", 40, 0.9),
-        ],
-        "measures": records,
-    }
-    manifest = {
-        "data_hash": "abc",
-        "git_commit": "1234567890+dirty",
-        "date": "2026-11-22T10:00:00+0000",
-        "devices": ["cpu: cpu"],
-        "cpu_count": 2,
-    } | changes
-    for name, content in (
-        ("config", settings),
-        ("summary", summary),
-        ("manifest", manifest),
-    ):
-        (folder / f"{name}.json").write_text(json.dumps(content, default=list))
-    return folder
 
 
 @pytest.fixture
 def four(tmp_path):
-    """Two seeds of two ways of making a set; the second way is two points better."""
-    return {
-        "A": [
-            finished(tmp_path / f"a{seed}", seed, 0.8 - 0.1 * seed) for seed in (0, 1)
-        ],
-        "B": [
-            finished(tmp_path / f"b{seed}", seed, 0.82 - 0.098 * seed)
-            for seed in (0, 1)
-        ],
-    }
-
-
-def lines_of(folders):
-    return tuple(f"{name}: {', '.join(map(str, f))}" for name, f in folders.items())
-
-
-def start(workdir, **changes):
-    config = small_config(experiment="analyse", **changes)
-    return run.run(from_config(config), str(workdir))
+    return two_of_each(tmp_path)
 
 
 def test_rows_hold_what_the_files_hold(four):
@@ -283,170 +209,3 @@ def test_true_runs(tmp_path, monkeypatch):
     (gain,) = analysis_table.gains(rows)
     idc, dasm = (summary["table"][0]["mean"] for summary in summaries)
     assert gain.overall.mean == pytest.approx(dasm - idc, abs=1e-5)
-
-
-# --- refusals -------------------------------------------------------------------------
-
-
-def refused(workdir, *parts, **changes):
-    with pytest.raises(UserError) as caught:
-        start(workdir, **changes)
-    for part in parts:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [
-        ((), "config.analyse.runs is empty"),
-        (("runs/a",), "must be a name, a colon"),
-        ((": runs/a",), "must be a name, a colon"),
-        (("A: , ",), "must be a name, a colon"),
-        (("A: x", "A : y"), "two lines for 'A'"),
-        (("A: nowhere",), "nowhere is no workdir of a finished run"),
-    ],
-)
-def test_lines_that_name_no_runs(tmp_path, lines, says):
-    refused(tmp_path / "x", says, analyse__runs=lines)
-    assert not (tmp_path / "x" / "rows.csv").exists()
-
-
-def test_runs_that_cannot_stand_together(four, tmp_path):
-    def refuses(folder, *parts):
-        lines = lines_of({"A": [*four["A"], folder]})
-        refused(tmp_path / "x", *parts, analyse__runs=lines)
-
-    def other(name, **changes):
-        return finished(tmp_path / name, 2, **changes)
-
-    refuses(finished(tmp_path / "twice", 1), "'A' with seed 1", "leave one of them out")
-    refuses(other("steps", config={"evaluate.steps": 7}), "differ in evaluate.steps")
-    refuses(other("images", data_hash="other"), "differ in data_hash")
-    rho = other("rho", config={"dasm.rho": 0.1})
-    refuses(rho, "differ in dasm.rho", "'A', differ in their seed alone")
-    curve = other("curve", config={"experiment": "curve"})
-    refuses(curve, "has measured nothing", "config.measure.networks")
-    refuses(other("diverged", records=[]), "has measured nothing", "diverged")
-    # What changes no number may differ.
-    same = other("same", config={"evaluate.prefixes": False, "data.data_dir": "x"})
-    rows_of({"A": [*four["A"], same]})
-
-
-def test_seeds_that_are_judged_alike(four, tmp_path):
-    four["A"].append(finished(tmp_path / "c", 2, config={"evaluate.seed": 1}))
-    says = "config.evaluate.seed=1", "must differ with the seed"
-    refused(tmp_path / "x", *says, analyse__runs=lines_of(four))
-
-
-def test_runs_of_one_seed_are_judged_by_one_ruler(four, tmp_path):
-    four["C"] = [finished(tmp_path / "c", 0, config={"evaluate.seed": 7})]
-    refused(
-        tmp_path / "x", "config.evaluate.seed=7 and 0", analyse__runs=lines_of(four)
-    )
-
-
-ODD = [
-    ({"diversity": [1, 2]}, "summary.json cannot be read"),
-    ({"diversity": [0.1] * 10}, "summary.json cannot be read"),
-    ({"diversity": "1"}, "summary.json cannot be read"),
-    ({"diversity": True}, "summary.json cannot be read"),
-    ({"diversity": 10**400}, "summary.json cannot be read"),
-    ({"diversity": float("inf")}, "summary.json cannot be read"),
-    ({"set_share_by_decile": 0.5}, "summary.json cannot be read"),
-    ({"segment": 1.5}, "summary.json cannot be read"),
-    ({"segment": 2}, "summary.json cannot be read"),
-    ({"gradient_norm_share_by_decile": 3}, "summary.json cannot be read"),
-]
-
-
-@pytest.mark.parametrize(("change", "says"), ODD)
-def test_a_summary_that_holds_something_else(tmp_path, change, says):
-    records = [measures(1) | change, measures(2)]
-    odd = finished(tmp_path / "odd", records=records)
-    refused(tmp_path / "x", says, str(odd), analyse__runs=(f"A: {odd}",))
-
-
-def test_files_that_hold_something_else(tmp_path):
-    def refuses(folder, *parts):
-        refused(tmp_path / "x", *parts, analyse__runs=(f"A: {folder}",))
-
-    torn = finished(tmp_path / "torn")
-    (torn / "manifest.json").write_text("{")
-    refuses(torn, "manifest.json cannot be read")
-    many = finished(tmp_path / "many", config={"dasm.segments": 10**10})
-    refuses(many, "summary.json cannot be read")
-    refuses(finished(tmp_path / "seed", config={"seed": [0]}), "config.json cannot")
-    sure = finished(tmp_path / "sure")
-    summary = json.loads((sure / "summary.json").read_text())
-    for field, value in (("split", []), ("split", 3)):
-        (sure / "summary.json").write_text(json.dumps(summary | {field: value}))
-        refuses(sure, "summary.json cannot be read")
-    summary["table"][0]["mean"] = None
-    (sure / "summary.json").write_text(json.dumps(summary))
-    refuses(sure, "summary.json cannot be read")
-    refuses(finished(tmp_path / "device", devices=[3]), "manifest.json cannot be read")
-    text = finished(tmp_path / "text")
-    summary = (text / "summary.json").read_text()
-    (text / "summary.json").write_text(summary.replace('"test"', '"\\ud800"'))
-    refuses(text, "summary.json cannot be read")
-
-
-def test_a_run_of_an_earlier_version(tmp_path):
-    records = [measures(1), measures(2)]
-    del records[1]["set_share_by_decile"]
-    old = finished(tmp_path / "old", records=records)
-    refused(
-        tmp_path / "x",
-        "'A' with seed 0 has no set_share_by_decile in segment 2",
-        "run it again",
-        analyse__runs=(f"A: {old}",),
-    )
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (",1,2,diversity,3,", ",1,2,diversity,3 4,"),
-        (",1,2,diversity,3,", ",1,2,diversity,x,"),
-        (",1,2,diversity,3,", ",1,diversity,3,"),
-        (",1,2,diversity,3,", ",one,2,diversity,3,"),
-        ("digits,", "other,"),
-        ("set_difficulty_mean", "diversity"),
-        ("dataset,network", "network,dataset"),
-    ],
-)
-def test_a_damaged_file_of_rows(four, tmp_path, old, new):
-    text = to_csv(rows_of(four))
-    assert old in text
-    path = tmp_path / "rows.csv"
-    path.write_text(text.replace(old, new, 1))
-    says = {"dataset,network": "first line", "digits,": "several setups"}.get(
-        old, "has no" if old.startswith("set_") else "is damaged"
-    )
-    refused(tmp_path / "x", says, str(path), analyse__rows=str(path))
-
-
-def test_rows_that_are_missing_or_there_twice(four, tmp_path):
-    lines = to_csv(rows_of(four)).splitlines(keepends=True)
-    path = tmp_path / "rows.csv"
-
-    def refuses(kept, says):
-        path.write_text("".join(kept))
-        refused(tmp_path / "x", says, "'A' with seed 0", analyse__rows=str(path))
-
-    refuses([*lines, lines[1]], "segment 1 twice")
-    without = [line for line in lines if "A,0,1," not in line]
-    refuses(without, "lacks segments")
-    refuses([line for line in lines if "A,0,0," not in line], "lacks segments, or")
-
-
-def test_an_analysis_needs_a_name(tmp_path):
-    refused(tmp_path / "x", "config.analyse.name is empty", analyse__name=" ")
-
-
-def test_no_file_of_rows(tmp_path):
-    path = tmp_path / "rows.csv"
-    refused(tmp_path / "x", "cannot read", analyse__rows=str(path))
-    path.write_text(to_csv([]))
-    refused(tmp_path / "x", "there are no rows", analyse__rows=str(path))
