@@ -73,7 +73,7 @@ install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 # What is imported before the hook is not checked.
 from tests.generated import EVERYTHING  # noqa: E402
 
-# A third of all time where every program is watched: see tests/test_keys.py.
+# Dear where every program that is traced is watched: see tests/test_keys.py.
 jax.config.update("jax_debug_key_reuse", EVERYTHING)
 
 
