@@ -1,5 +1,6 @@
 """Strict JAX for every test: no silent promotion, shapes checked, eight CPU devices."""
 
+import gc
 import os
 import signal
 from importlib.metadata import version
@@ -73,6 +74,8 @@ install_import_hook("dasm_jax", "tests.typecheck.check").__enter__()
 # What is imported before the hook is not checked.
 from tests.generated import EVERYTHING  # noqa: E402
 
+# Tracing makes millions of objects that stay: looking through them takes a tenth.
+gc.set_threshold(50_000, 20, 20)
 # Dear where every program that is traced is watched: see tests/test_keys.py.
 jax.config.update("jax_debug_key_reuse", EVERYTHING)
 

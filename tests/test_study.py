@@ -198,12 +198,12 @@ def test_a_document_gets_section_figures_and_rows(finished, tmp_path):
     given = {
         "study__rows": str(workdir / "cells.csv"),
         "study__document": str(document),
-        "study__name": "con trols",
+        "study__name": "con/trols",
     }
     start(tmp_path / "a", **given)
     start(tmp_path / "b", **given)
     text = document.read_text()
-    assert text.count("<!-- study: con trols, digits 8px -->") == 1
+    assert text.count("<!-- study: con/trols, digits 8px -->") == 1
     assert "| IPC 2 | accuracy | against one | FLOPs | seconds |" in text
     names = {path.name for path in (tmp_path / "study").iterdir()}
     assert names == {

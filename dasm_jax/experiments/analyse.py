@@ -102,7 +102,7 @@ def _publish(name: str, rows: list[Row], workdir: Path, document: Path | None) -
     if document is not None:
         folder = document.parent / "analysis"
         make_folder(folder)
-        begin = slug(title.replace("/", "_"))  # all of it, not what follows a slash
+        begin = slug(title)
         named = {f"{begin}_{n}": files[n] for n in files if n != "table.md"}
         write_all(folder, named)
         text = markdown + "".join(

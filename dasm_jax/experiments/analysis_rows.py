@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dasm_jax.checkpoint import differences
 from dasm_jax.errors import UserError
 from dasm_jax.experiments.common import SUMMARY
-from dasm_jax.experiments.document import slug
+from dasm_jax.experiments.document import dataset_slug
 from dasm_jax.experiments.sets import segment_ends
 from dasm_jax.files import MOST_JSON, expecting_ours, read_json, read_regular
 from dasm_jax.records import LARGEST_AMOUNT
@@ -190,7 +190,7 @@ def _rows(name: str, found: _Run) -> Iterator[Row]:
     block = config["data"]["downsample"]
     averaged = f" averaged {block}×{block}" if block > 1 else ""
     setup = Setup(
-        f"{slug(summary['dataset'])}{averaged}",
+        f"{dataset_slug(summary['dataset'])}{averaged}",
         f"{network['name']} of width {network['width']} and depth {network['depth']}",
         f"{measure['networks']} × {measure['steps']} steps of training",
         summary["split"],

@@ -28,8 +28,8 @@ from dasm_jax.experiments.curve_table import (
 from dasm_jax.experiments.document import (
     as_text,
     check_document,
+    dataset_slug,
     renew_section,
-    slug,
 )
 from dasm_jax.files import write_atomically, write_json
 from dasm_jax.schema import Settings
@@ -97,7 +97,7 @@ def _publish(
     text = render_text(settings, entries, failures)
     paths = written(workdir, "curve.png", "table.md", "cells.csv", "sets")
     if settings.curve.document:
-        picture = document.parent / f"curve_{slug(settings.data.name)}.png"
+        picture = document.parent / f"curve_{dataset_slug(settings.data.name)}.png"
         plots.save_png(figure, picture)
         shown = f"![{as_text(title)}]({picture.name})\n\n{markdown}"
         renew_section(document, f"curve: {settings.data.name}", shown)

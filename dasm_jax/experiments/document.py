@@ -21,8 +21,13 @@ def as_text(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file name, whatever a folder is called."""
-    return "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in Path(name).name)
+    """A name as part of a file name, whatever is in it."""
+    return "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in name)
+
+
+def dataset_slug(name: str) -> str:
+    """A dataset as part of a file name; of a folder of images its last part."""
+    return slug(Path(name).name)
 
 
 def renew_section(document: Path, name: str, text: str) -> None:

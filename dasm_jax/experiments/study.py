@@ -27,6 +27,7 @@ from dasm_jax.experiments.common import load_data, written
 from dasm_jax.experiments.document import (
     as_text,
     check_document,
+    dataset_slug,
     renew_section,
     slug,
 )
@@ -207,7 +208,7 @@ def setup_of(settings: Settings, dataset: Dataset) -> str:
     common["data_hash"] = dataset.content_hash
     common["results"] = RESULTS
     share = f" {s.data.validation:g}" if s.data.validation else ""
-    name = slug(s.data.name)
+    name = dataset_slug(s.data.name)
     return (
         f"{name} {dataset.image_shape[0]}px; {s.network.name} of width "
         f"{s.network.width} and depth {s.network.depth}; {s.evaluate.steps} steps; "
