@@ -182,6 +182,7 @@ def test_a_section_of_a_document(four, tmp_path):
         assert f"(analysis/{name})" in text
 
 
+@pytest.mark.slow
 def test_true_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
     lines, summaries = [], []

@@ -171,6 +171,7 @@ def bytes_of(stored, synthetic_batch):
     return memory["total"], scaling.pixel_bytes(problem)
 
 
+@pytest.mark.slow
 def test_memory_grows_by_stored_pixels_alone():
     # 4 stored images are 16 decoded ones: past the cap of 8.
     few, few_pixels = bytes_of(4, synthetic_batch=8)

@@ -239,6 +239,7 @@ def signalled(monkeypatch, folder, cell, number):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_cell_is_waited_for_when_a_signal_comes(tmp_path, monkeypatch, capfd):
     text = signalled(monkeypatch, tmp_path, stop_when_asked, signal.SIGTERM)
     assert text == "all is kept"

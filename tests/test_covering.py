@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dasm_jax import coreset, selection
 from dasm_jax.dasm import run_dasm
@@ -54,6 +55,7 @@ def gaps(rows, centres):
     return ((rows[:, None] - centres[None]) ** 2).sum(axis=2).min(axis=1)
 
 
+@pytest.mark.slow
 def test_the_second_segment_covers_what_the_first_does_not():
     dm = {"matcher__name": "dm", "matcher__dm__trajectory__start": "segments"}
     problem = small_problem(**COVER, **dm, ipc=8)

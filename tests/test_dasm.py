@@ -163,6 +163,7 @@ def test_a_host_transfer_inside_the_update_is_an_error(monkeypatch):
         run()
 
 
+@pytest.mark.slow
 def test_scan_on_accelerators_gives_the_same_numbers(base):
     problem = small_problem()
     rolled = problem._replace(loop=Loop(rolled=True, steps_per_call=2))
@@ -376,6 +377,7 @@ def test_a_choice_runs_and_matters(change, base):
     assert not same(run(**change)[1:], base[1:])
 
 
+@pytest.mark.slow
 def test_starts():
     # A step size of zero leaves the start to be looked at.
     def start(init):

@@ -64,6 +64,7 @@ def rows_of(workdir):
 # --- a true run -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation(tmp_path, made):
     text = start(
         tmp_path / "run",

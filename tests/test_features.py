@@ -7,6 +7,7 @@ import pytest
 
 from dasm_jax.matching import make_alignment_matcher, make_embedding_matcher
 from dasm_jax.types import Batch
+from tests.small import slow_but
 
 CLASSES, SHAPE = 3, (2, 3, 1)
 
@@ -117,7 +118,7 @@ def test_second_order(name):
         np.testing.assert_allclose(curved, wanted, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(CASES, "dm"))
 def test_equal_batches_and_zero_embeddings(name):
     lead, _, _ = CASES[name]
     make = (

@@ -57,6 +57,7 @@ print(*shares)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts mappings")
 def test_programs_give_their_mappings_back():
     done = subprocess.run(

@@ -59,7 +59,7 @@ made = cache(make_set)
 # --- the set --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", slow_but([2, 4, 8], 8))
+@pytest.mark.parametrize("devices", slow_but([2, 4, 8], 2))
 def test_any_number_of_devices_makes_the_same_set(devices):
     np.testing.assert_allclose(made(devices), made(1), atol=ROUNDING, rtol=0)
     np.testing.assert_array_equal(make_set(devices), made(devices))
@@ -70,7 +70,8 @@ def test_the_pixels_have_moved():
     assert np.abs(made(1) - still).max() > 100 * ROUNDING
 
 
-@pytest.mark.parametrize("devices", slow_but([2, 4, 8], 8))
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4, 8])
 def test_rolled_loops_on_devices_that_talk(devices):
     of_both = {"rolled": True, "talks": True, "dasm__segments": 1}
     rolled = make_set(devices, **of_both)
@@ -79,14 +80,10 @@ def test_rolled_loops_on_devices_that_talk(devices):
     np.testing.assert_array_equal(make_set(devices, **of_both), rolled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "talks"),
-    [
-        ("dm", False),
-        pytest.param("mtt", False, marks=pytest.mark.slow),
-        pytest.param("cafe", True, marks=pytest.mark.slow),
-        pytest.param("dsa", True, marks=pytest.mark.slow),
-    ],
+    [("dm", False), ("mtt", False), ("cafe", True), ("dsa", True)],
 )
 def test_every_kind_of_objective(name, talks):
     one = {"matcher__name": name, "dasm__segments": 1}  # no networks that score
@@ -116,6 +113,7 @@ def flops(program):
     return program.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_a_device_matches_one_class_while_others_match_theirs():
     several, alone = (update_on(n)[0].programs["gradients"] for n in (4, 1))
     # Four classes at once, and each device computes no more than one of them.
@@ -156,7 +154,12 @@ def test_on_a_cpu_no_program_waits_for_another_device():
 
 
 @pytest.mark.parametrize(
-    ("rolled", "talks"), [(False, False), (False, True), (True, True)]
+    ("rolled", "talks"),
+    [
+        (True, True),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
 )
 def test_what_an_update_returns_is_whole(rolled, talks):
     update, (key, state, data) = update_on(4, rolled, talks)
@@ -190,18 +193,19 @@ def assert_close(one, other):
     )
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("norm", slow_but(["instance", "batch"], "batch"))
+@pytest.mark.parametrize("devices", slow_but([2, 4], 2))
 def test_a_batch_that_is_split_trains_the_same_network(devices, norm):
     assert_close(trained(devices, 5, norm), trained(1, 5, norm))
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_trains_the_same_network():
     assert_close(trained(4, 5, batch=15), trained(1, 5, batch=15))
 
 
 @pytest.mark.parametrize("talks", [False, True])
-@pytest.mark.parametrize("seeds", [(5, 6, 7), (5, 6, 7, 8, 9)])
+@pytest.mark.parametrize("seeds", slow_but([(5, 6, 7), (5, 6, 7, 8, 9)], (5, 6, 7)))
 def test_networks_are_shared_out_and_what_fills_up_is_dropped(seeds, talks):
     together = trained(4, seeds, talks=talks)
     for n, seed in enumerate(seeds):
@@ -209,6 +213,7 @@ def test_networks_are_shared_out_and_what_fills_up_is_dropped(seeds, talks):
     assert all(len(leaf) == len(seeds) for leaf in jax.tree.leaves(together))
 
 
+@pytest.mark.slow
 def test_networks_that_are_shared_out_say_nothing_to_each_other():
     p = problem_on(4)
     recipe = recipe_from(p.settings.evaluate.recipe, 4)
@@ -228,6 +233,7 @@ def test_networks_that_are_shared_out_say_nothing_to_each_other():
     assert not any(word in text for word in TRAVEL)
 
 
+@pytest.mark.slow
 def test_accuracies_do_not_depend_on_the_devices():
     def accuracies(devices):
         p = problem_on(devices, evaluate__networks=3, evaluate__steps=25)

@@ -329,6 +329,7 @@ def test_finished_segments_stand_beside_the_active_one(name):
     )
 
 
+@pytest.mark.slow
 def test_networks_of_feature_matching_may_come_from_the_segments():
     problem = small_problem(
         matcher__name="dm", matcher__dm__trajectory__start="segments"
@@ -347,6 +348,7 @@ def test_networks_of_feature_matching_may_come_from_the_segments():
     # drawn, its distance falls.
 
 
+@pytest.mark.slow
 def test_experts_of_a_segment_learn_from_its_pool_in_its_window():
     problem = small_problem(
         matcher__name="mtt", matcher__mtt__epochs=5, matcher__mtt__max_start=4

@@ -116,7 +116,7 @@ def check_last_layer(name, image_shape):
 
 @pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("image_shape", slow_but(SHAPES, SHAPES[0]))
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", slow_but(NETS, "convnet", "resnet_ap10", "vit"))
 def test_last_layer_is_what_the_classifier_sees(name, image_shape):
     check_last_layer(name, image_shape)
 
@@ -212,6 +212,7 @@ def test_running_statistics_of_all_layers():
     check_running_statistics("densenet")
 
 
+@pytest.mark.slow
 def test_many_networks_at_once():
     net = network("resnet10/batch/4")
     keys = jax.random.split(jax.random.key(0), 2)

@@ -293,6 +293,7 @@ def test_images_are_stored_whole_whatever_the_factor(tmp_path, monkeypatch):
         np.testing.assert_array_equal(file["images"], file["stored_pixels"])
 
 
+@pytest.mark.slow
 def test_every_view_has_its_label_counted(tmp_path, monkeypatch):
     rows = []
     make_teacher_labels = recovery.make_teacher_labels

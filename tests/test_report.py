@@ -274,6 +274,7 @@ def test_a_page_that_cannot_be_written(tmp_path):
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_report(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
     settings = from_config(small_config(evaluate__networks=1, dasm__segments=1))

@@ -13,7 +13,7 @@ from dasm_jax.experiments import common, keeper, kept, sets
 from dasm_jax.plan import plan_segments
 from dasm_jax.settings import from_config
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
-from tests.small import slow_but, small_config, small_dataset, small_problem
+from tests.small import small_config, small_dataset, small_problem
 from tests.stopped import (  # noqa: F401  (fixtures)
     COMPILED,
     FEWER,
@@ -94,7 +94,8 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(STOPS, "rescoring"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STOPS)
 def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
     changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})
@@ -119,6 +120,7 @@ def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
         assert all(a.seconds.matching > 0 for a in again)
 
 
+@pytest.mark.slow
 def test_what_real_images_look_like_is_scored_once(monkeypatch):
     problem = small_problem(
         network__depth=1,

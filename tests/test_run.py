@@ -99,6 +99,7 @@ def test_the_whitening_goes_with_the_set(finished, tmp_path):
     np.testing.assert_allclose(seen @ inverse + shift, flat, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_decoded_images_belong_to_their_class_and_segment(tmp_path):
     start(tmp_path, synthetic__factor=2, evaluate__networks=1)
     with np.load(tmp_path / "synthetic.npz") as file:
@@ -140,6 +141,7 @@ def test_same_seed_same_bytes(finished, tmp_path):
     assert first != other
 
 
+@pytest.mark.slow
 def test_idc_is_named_in_the_table(tmp_path):
     assert "IDC" in start(tmp_path, dasm__segments=1, evaluate__networks=1)
 

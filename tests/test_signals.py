@@ -183,6 +183,7 @@ def test_what_is_ignored_stays_ignored():
 # --- processes ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exit_codes_of_signals(tmp_path):
     run = Run(tmp_path / "run", COMPILED, (*FEWER, "--config.checkpoint.minutes=9"))
     begun, process = run.begun(), run.start()
