@@ -241,7 +241,8 @@ def match_segment(
                 pending.append(distances)
         distances = np.concatenate([np.asarray(d) for d in pending])
         good, now = now.clip(0.0, 1.0), _as_shown(optimizers, state)
-        trouble = divergence.trouble(problem, plan, outer, distances, now)
+        learned = jax.device_get(state.variables.learned)
+        trouble = divergence.trouble(problem, plan, outer, distances, now, learned)
         if trouble:
             last_good = synthetic_set(polish.every_segment(finished, plan, good))
             raise NonFiniteError(trouble, last_good, divergence.remedy(problem, plan))

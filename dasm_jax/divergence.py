@@ -1,5 +1,8 @@
 """Numbers that are not finite any more: where, and what to do about it."""
 
+from typing import Any
+
+import jax
 import numpy as np
 
 from dasm_jax.budget import SegmentPlan
@@ -13,6 +16,7 @@ def trouble(
     outer: int,
     distances: np.ndarray,
     pixels: np.ndarray,
+    learned: Any,
 ) -> str | None:
     """Say where a number stopped being finite; None where all are.
 
@@ -22,6 +26,7 @@ def trouble(
       outer: its outer iteration, from 0.
       distances: f32[inner, C] of that iteration.
       pixels: f32[C, n, H, W, ch] after it.
+      learned: the step size of trajectory matching after it; of others ``()``.
     """
     steps, labels = np.nonzero(~np.isfinite(distances))
     where = f"{plan.name}, outer iteration {outer + 1}"
@@ -34,6 +39,8 @@ def trouble(
         label = np.nonzero(~np.isfinite(pixels))[0][0]
         what = "a pixel"
         where += f", class {label} ({problem.dataset.class_names[label]})"
+    elif not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(learned)):
+        what = "the learned step size"
     else:
         return None
     return f"{what} is not finite in {where}"

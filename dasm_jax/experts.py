@@ -6,7 +6,8 @@ Training Trajectories", CVPR 2022, section 3.1). Buffers lie in the memory of th
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,14 @@ from jaxtyping import Array, Key
 from dasm_jax import checkpoint, sampling, trainers, training
 from dasm_jax import mesh as meshes
 from dasm_jax.errors import SameForAll, UserError
+from dasm_jax.files import locked, make_folder
+from dasm_jax.host_memory import available_memory
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
 from dasm_jax.matching import Span
 from dasm_jax.nets import Network
 from dasm_jax.sampling import IndexTable
-from dasm_jax.stored_tree import Damaged
+from dasm_jax.stored_tree import Damaged, room
 from dasm_jax.training import Recipe, TrainState
 from dasm_jax.types import ArrayDataset, Normalization, Params
 
@@ -43,6 +46,7 @@ class ExpertPlan(NamedTuple):
     at_once: int
     recipe: Recipe
     rate: str = "config.matcher.mtt.recipe.lr"  # where its learning rate is set
+    size: str = "config.matcher.mtt.experts or config.matcher.mtt.epochs"
 
 
 # (root, segment, numbers of n experts, data, table) -> NumPy arrays [n, epochs + 1, …]
@@ -156,28 +160,47 @@ def expert_trajectories(
     Damaged experts are trained again, which is said in one line each.
 
     Raises:
-      UserError: an expert diverges, the folder holds experts of another identity, or it
-        cannot be read or written.
+      UserError: an expert diverges, there is no room for all, the folder holds experts
+        of another identity or is being written by another run, or it cannot be read or
+        written.
     """
     identity = json.loads(json.dumps({**identity, "epochs": plan.epochs}))
     stored = set() if folder is None else _find_stored(folder, segment, plan, identity)
+    _check_memory(network, plan)
     buffer = _make_buffer(network, plan.experts, plan.epochs)
-    for first in range(0, plan.experts, plan.at_once):
-        chunk = range(first, min(first + plan.at_once, plan.experts))
-        places = {_name(segment, expert): _one(buffer, expert) for expert in chunk}
-        # Trained as a whole even where a part is stored: with other neighbours under
-        # vmap an expert would differ in its last bits.
-        whole = False
-        if folder is not None and stored.issuperset(chunk):
-            whole = _read(folder, places)
-        if not whole:
-            trained = train(root, segment, chunk, data, table)
-            _fill(buffer, np.s_[first : chunk.stop], trained)
-            if folder is not None:
-                for name, place in places.items():
-                    checkpoint.save(folder, name, place, identity)
-        on_chunk(chunk.stop)
+    with _writing_to(folder if len(stored) < plan.experts else None):
+        for first in range(0, plan.experts, plan.at_once):
+            chunk = range(first, min(first + plan.at_once, plan.experts))
+            places = {_name(segment, expert): _one(buffer, expert) for expert in chunk}
+            # Trained as a whole even where a part is stored: with other neighbours
+            # under vmap an expert would differ in its last bits.
+            whole = False
+            if folder is not None and stored.issuperset(chunk):
+                whole = _read(folder, places)
+            if not whole:
+                trained = train(root, segment, chunk, data, table)
+                _fill(buffer, np.s_[first : chunk.stop], trained)
+                if folder is not None:
+                    for name, place in places.items():
+                        checkpoint.save(folder, name, place, identity)
+            on_chunk(chunk.stop)
     return buffer
+
+
+@contextmanager
+def _writing_to(folder: Path | None) -> Iterator[None]:
+    """Runs may share a folder of experts, but one at a time trains into it."""
+    if folder is None or jax.process_index() != 0:
+        yield
+        return
+    make_folder(folder)
+    with locked(folder / ".lock") as ours:
+        if not ours:
+            raise UserError(
+                f"{folder} is in use by another run, which trains experts; wait for "
+                "it, or use another folder"
+            )
+        yield
 
 
 def draw_spans(
@@ -256,6 +279,18 @@ def _make_buffer(network: Network, experts: int, epochs: int) -> Params:
     return jax.tree.map(
         lambda leaf: np.empty((experts, epochs + 1, *leaf.shape), leaf.dtype), params
     )
+
+
+def _check_memory(network: Network, plan: ExpertPlan) -> None:
+    """Refuse what Linux would promise and not keep."""
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    size = plan.experts * (plan.epochs + 1) * room(params)
+    there = available_memory()
+    if there is not None and size > there:
+        raise UserError(
+            f"{plan.experts} networks of {plan.epochs} epochs take {size:,} bytes of "
+            f"memory, and there are {there:,}; lower {plan.size}"
+        )
 
 
 def _fill(arrays: Params, where: Any, values: Params) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -70,14 +71,19 @@ def write_all(folder: Path, contents: dict[str, bytes]) -> None:
         )
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path, untouched_for: float = 0.0) -> None:
     """Remove what ``write_atomically`` left in a folder when it was killed.
 
     Not in the folders inside, which may be of runs that are being written.
+
+    Args:
+      folder: that may not be there.
+      untouched_for: seconds, of a folder in which others may be writing.
     """
     for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(OSError):  # a folder of that name is somebody else's
-            path.unlink()
+            if time.time() - path.stat().st_mtime >= untouched_for:
+                path.unlink()
 
 
 def sync_file(path: Path) -> None:

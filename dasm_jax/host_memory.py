@@ -8,9 +8,11 @@ page by page, at the next step (figures in docs/performance.md).
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-CONTAINER = Path("/sys/fs/cgroup/memory.max")
+CONTAINERS = Path("/sys/fs/cgroup")
+OWN_CONTAINER = Path("/proc/self/cgroup")
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -24,7 +26,7 @@ def physical_memory() -> int:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         there = sys.maxsize
-    return min(there, _limit())
+    return min(there, *(limit for limit, _ in _containers()), sys.maxsize)
 
 
 def available_memory() -> int | None:
@@ -39,15 +41,29 @@ def available_memory() -> int | None:
                 return None
     except (OSError, ValueError):
         return None
-    return min(there, _limit())
+    return max(0, min(there, *(limit - used for limit, used in _containers()), there))
 
 
-def _limit() -> int:
-    """Bytes that a container may take (cgroup v2); where it does not say, no limit."""
+def _containers() -> Iterator[tuple[int, int]]:
+    """Bytes that containers around this process may take, and have taken (cgroup v2).
+
+    What they hold of files that can be read again is not taken. Those that do not say
+    have no limit.
+    """
     try:
-        return int(CONTAINER.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # "max"
-        return sys.maxsize
+        entry = OWN_CONTAINER.read_text(encoding="utf-8").partition("0::")[2]
+    except (OSError, ValueError):
+        entry = ""
+    own = CONTAINERS / entry.partition("\n")[0].strip("/")
+    for folder in (own, *own.parents):
+        try:
+            limit = int((folder / "memory.max").read_text(encoding="ascii"))
+            used = int((folder / "memory.current").read_text(encoding="ascii"))
+            stat = (folder / "memory.stat").read_text(encoding="ascii")
+            files = int(stat.partition("inactive_file ")[2].split()[0])
+        except (OSError, ValueError, IndexError):  # "max"
+            continue
+        yield limit, max(0, used - files)
 
 
 def mappings_taken() -> float:

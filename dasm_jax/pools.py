@@ -100,7 +100,9 @@ def make_pool_maker(
 
     def difficulty_by(judges, segment):
         difficulty = score(judges, *problem.real)
-        if not np.isfinite(difficulty.scores).all():
+        # Some scores are finite whatever the networks say.
+        found = (difficulty.scores, difficulty.confidence)
+        if not all(np.isfinite(values).all() for values in found):
             raise SameForAll(
                 f"the networks that score for segment {segment} diverged; lower "
                 f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished "

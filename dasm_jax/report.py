@@ -327,9 +327,12 @@ def _files(workdir: Path) -> list[tuple[str, str]]:
     for path in sorted(workdir.iterdir()):
         if path.name == REPORT or path.name.startswith("."):
             continue
-        if path.is_dir():
-            count = sum(1 for _ in path.iterdir())
-            found.append((f"{path.name}/", f"{count} file{'s' * (count != 1)}"))
-        else:
-            found.append((path.name, f"{parts.cell(path.stat().st_size)} bytes"))
+        try:
+            if path.is_dir():
+                count = sum(1 for _ in path.iterdir())
+                found.append((f"{path.name}/", f"{count} file{'s' * (count != 1)}"))
+            else:
+                found.append((path.name, f"{parts.cell(path.stat().st_size)} bytes"))
+        except OSError:  # a link to a disk that is not there
+            found.append((path.name, "cannot be read"))
     return found

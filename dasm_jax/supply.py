@@ -104,7 +104,8 @@ def _make_bank_supplier(
     They are trained once, ahead of the first segment, and kept as experts are.
     """
     t = m.trajectory
-    rate = f"config.matcher.{problem.settings.matcher.name}.trajectory.recipe.lr"
+    trajectory = f"config.matcher.{problem.settings.matcher.name}.trajectory"
+    rate = f"{trajectory}.recipe.lr"
     members = np.arange(len(problem.dataset.train.labels))
     perturb = jax.jit(partial(experts.perturb, size=t.perturb))
 
@@ -112,7 +113,8 @@ def _make_bank_supplier(
     def bank() -> Any:
         """Parameters [bank, …], on the host."""
         recipe, at_once = recipe_from(t.recipe), _at_once(problem)
-        plan = ExpertPlan(t.bank, t.bank_epochs, at_once, recipe, rate)
+        size = f"{trajectory}.bank or {trajectory}.bank_epochs"
+        plan = ExpertPlan(t.bank, t.bank_epochs, at_once, recipe, rate, size)
         trained = _make_trained(problem, t.recipe, plan, root, on_expert)
         buffer = trained(0, members, folder and folder / BANK)
         return jax.tree.map(lambda leaf: leaf[:, -1].copy(), buffer)

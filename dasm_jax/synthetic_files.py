@@ -4,6 +4,7 @@ A file may come from anyone: what is wrong with it is one line.
 """
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from dasm_jax.data import folder, images
 from dasm_jax.errors import UserError
+from dasm_jax.host_memory import available_memory
 from dasm_jax.npz import DAMAGE, Header, NpzReader, open_npz
 from dasm_jax.stored_counts import check_counts
 from dasm_jax.types import ArrayDataset, Dataset, Normalization
@@ -184,6 +186,14 @@ def _check_images_header(
             "floating-point in [0, 1]"
         )
     _check_image_shape(path, name, header.shape[1:], dataset)
+    # As they are, as float32, and in a buffer to train on.
+    needed = math.prod(header.shape) * (header.dtype.itemsize + 8)
+    there = available_memory()
+    if there is not None and needed > there:
+        raise UserError(
+            f"{path}: {name} holds {header.shape[0]:,} images, which take {needed:,} "
+            f"bytes to evaluate, and there are {there:,}; save fewer images"
+        )
 
 
 def _check_image_shape(
@@ -301,7 +311,7 @@ def _make_set(
     counts = np.bincount(stored.labels, minlength=dataset.n_classes)
     return SyntheticFile(
         path=path,
-        decoded=ArrayDataset(pixels.astype(np.float32), decoded.labels),
+        decoded=ArrayDataset(pixels.astype(np.float32, copy=False), decoded.labels),
         stored_counts=tuple(counts.tolist()),
         stored_bytes=int(np.prod(stored.images.shape)),
         factor=factor,

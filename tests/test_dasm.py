@@ -7,7 +7,7 @@ import pytest
 
 from dasm_jax import dasm, distill, sampling, schedule
 from dasm_jax.dasm import run_dasm
-from dasm_jax.errors import NonFiniteError
+from dasm_jax.errors import NonFiniteError, SameForAll
 from dasm_jax.loops import Loop
 from dasm_jax.memo import Shelf
 from dasm_jax.plan import matching_flops, plan_segments
@@ -290,6 +290,19 @@ def test_rescoring_follows_the_active_segment():
         patch.setattr(dasm, "make_pool_maker", watched)
         run_dasm(problem)
     assert rounds == [(1, 0, 0), (2, 0, 1), (2, 1, 2), (2, 2, 2)]
+
+
+@pytest.mark.parametrize("score", ["ce", "misclassified"])
+def test_networks_that_diverge_score_nothing(score):
+    """Whether a network is wrong is a number even where its logits are none."""
+    problem = small_problem(
+        dasm__score=score, evaluate__recipe__lr=1e30, evaluate__recipe__augment="none"
+    )
+    make_pool = dasm.make_pool_maker(problem, jax.random.key(0))
+    finished = np.random.default_rng(0).random((4, 2, 8, 8, 1), np.float32)
+    n_classes = problem.dataset.n_classes
+    with pytest.raises(SameForAll, match=r"segment 2 diverged; lower config\.evaluate"):
+        make_pool(2, 0, [finished[:n_classes]])
 
 
 def test_a_new_pool_leaves_no_trace_of_the_old_one():

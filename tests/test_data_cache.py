@@ -156,3 +156,14 @@ def test_interrupted_write_leaves_nothing(tiny, cache_dir, monkeypatch):
     monkeypatch.setattr(np, "savez", full_disk)
     assert len(tiny.load().train.labels) == 6
     assert list(cache_dir.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_one_day(tiny, cache_dir):
+    cache_dir.mkdir(parents=True)
+    old, new = (cache_dir / f".{name}.npz.1.unfinished" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    tiny.load()
+    assert not old.exists()
+    assert new.exists()  # who writes it may be at it

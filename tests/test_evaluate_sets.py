@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dasm_jax import evaluate, records, run
+from dasm_jax import evaluate, records, run, source
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments import common
@@ -202,12 +202,12 @@ def test_the_code_is_told_by_the_modules_that_decide(tmp_path):
     def changed(name):
         package = tmp_path / name.replace("/", "_")
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(experiment.PACKAGE, package, ignore=ignored)
+        shutil.copytree(source.PACKAGE, package, ignore=ignored)
         with open(package / name, "a") as file:
             file.write("# changed\n")
         return experiment.source_hash(package)
 
-    unchanged = experiment.source_hash(experiment.PACKAGE)
+    unchanged = experiment.source_hash(source.PACKAGE)
     assert changed("report.py") == unchanged
     deciding = ("training.py", "augment.py", "sampling.py", "nets/resnet.py")
     hashes = {changed(name) for name in deciding}

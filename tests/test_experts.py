@@ -13,6 +13,7 @@ import pytest
 from dasm_jax import checkpoint, experts, sampling, training
 from dasm_jax.errors import UserError
 from dasm_jax.experts import ExpertPlan
+from dasm_jax.files import locked
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
 from dasm_jax.nets import make_convnet
@@ -219,7 +220,8 @@ def test_resuming_changes_no_bit(tmp_path, lost):
     with pytest.raises(Stop):
         trajectories(tmp_path / "parts", on_chunk=stop_at)
     names = [f"segment1_expert{e}" for e in range(4)]
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == names
+    there = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert there == [".lock", *names]
     if lost is not None:  # interrupted while a chunk was being stored
         shutil.rmtree(tmp_path / "parts" / names[lost])
     assert_same(trajectories(tmp_path / "parts"), whole)
@@ -373,3 +375,24 @@ def test_windows_in_numbers():
         (10, 15),
         (15, 20),
     ]
+
+
+# --- memory, and folders that are shared ----------------------------------------------
+
+
+def test_more_experts_than_the_memory_holds(monkeypatch):
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(rows(train([0]), 0, 0)))
+    monkeypatch.setattr(experts, "available_memory", lambda: 2 * 3 * size)
+    trajectories(experts=2)
+    monkeypatch.setattr(experts, "available_memory", lambda: 2 * 3 * size - 1)
+    said = f"2 networks of 2 epochs take {6 * size:,} bytes .*lower config.matcher.mtt"
+    with pytest.raises(UserError, match=said):
+        trajectories(experts=2)
+
+
+def test_one_run_at_a_time_trains_into_a_folder(tmp_path):
+    with locked(tmp_path / ".lock"), pytest.raises(UserError, match="another run"):
+        trajectories(tmp_path)
+    first = trajectories(tmp_path)
+    with locked(tmp_path / ".lock"):  # what is finished is only read
+        assert_same(trajectories(tmp_path), first)

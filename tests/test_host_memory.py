@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from dasm_jax import host_memory
+
 FAULTS = """
 import resource, sys
 import numpy as np
@@ -67,3 +69,45 @@ def test_programs_give_their_mappings_back():
     assert 0 < before < with_programs < 0.5
     assert with_room == with_programs  # there was no need
     assert with_programs - forgotten > 0.8 * (with_programs - before)
+
+
+@pytest.fixture
+def container(tmp_path, monkeypatch):
+    """``container(path, **files)``: of this process, the innermost one last."""
+    monkeypatch.setattr(host_memory, "CONTAINERS", tmp_path)
+    monkeypatch.setattr(host_memory, "OWN_CONTAINER", tmp_path / "own")
+
+    def make(path, **files):
+        folder = tmp_path / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / f"memory.{name}").write_text(text)
+        (tmp_path / "own").write_text(f"0::/{path}\n")
+
+    return make
+
+
+STAT = "anon 5\ninactive_file {}\nactive_file 7\n"
+
+
+def test_a_container_has_less_than_its_machine(container):
+    there = host_memory.physical_memory()
+    container("", max="1000000\n", current="400000\n", stat=STAT.format(100_000))
+    assert host_memory.physical_memory() == 1_000_000
+    assert host_memory.available_memory() == 700_000
+    # Slurm's and systemd's are inside of others, which may hold others still.
+    container("job/step", max="max\n", current="9\n", stat=STAT.format(0))
+    assert host_memory.physical_memory() == 1_000_000
+    container("job", max="500000\n", current="450000\n", stat=STAT.format(0))
+    container("job/step", max="max\n", current="9\n", stat=STAT.format(0))
+    assert host_memory.physical_memory() == 500_000
+    assert host_memory.available_memory() == 50_000
+    assert there > 1_000_000
+
+
+def test_without_a_container_the_machine_is_all_there_is(tmp_path, monkeypatch):
+    there = host_memory.physical_memory()
+    monkeypatch.setattr(host_memory, "CONTAINERS", tmp_path)
+    monkeypatch.setattr(host_memory, "OWN_CONTAINER", tmp_path / "none")
+    assert host_memory.physical_memory() >= there
+    assert 0 < host_memory.available_memory() <= host_memory.physical_memory()

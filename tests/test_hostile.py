@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasm_jax import host_memory, npz, records, report
+from dasm_jax import host_memory, npz, records, report, synthetic_files
 from dasm_jax.data import cache, images, load_dataset, tfds_files, validate
 from dasm_jax.data.images import fit
 from dasm_jax.errors import UserError
@@ -108,6 +108,17 @@ def test_no_archive_is_larger_than_the_memory(tmp_path, monkeypatch):
     path.write_bytes(fuzz_npz.packed())
     monkeypatch.setattr(npz, "physical_memory", lambda: 1000)
     refused(path, "more than this machine's memory")
+
+
+def test_no_set_is_larger_than_the_memory_it_is_evaluated_in(tmp_path, monkeypatch):
+    path, images = tmp_path / "x.npz", np.zeros((8, 4, 4, 1), np.uint8)
+    path.write_bytes(fuzz_npz.packed(images=images))
+    monkeypatch.setattr(synthetic_files, "available_memory", lambda: 9 * images.size)
+    fuzz_npz.load_set(path, fuzz_npz.small_dataset(), fuzz_npz.STATISTICS)
+    monkeypatch.setattr(
+        synthetic_files, "available_memory", lambda: 9 * images.size - 1
+    )
+    refused(path, "images holds 8 images, which take 1,152 bytes to evaluate, and")
 
 
 def test_a_member_cannot_claim_more_than_its_archive(tmp_path, monkeypatch):

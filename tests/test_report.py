@@ -268,6 +268,14 @@ def test_a_damaged_file_is_one_line(tmp_path, name, text, said):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_disk_that_is_not_there(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "experts").symlink_to(tmp_path / "unmounted" / "experts")
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert 'experts</th><td class="n">cannot be read</td>' in page
+
+
 def test_a_page_that_cannot_be_written(tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*report\.html: "):

@@ -268,11 +268,15 @@ def test_checkpoints_of_another_run_are_refused(calm, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(common, "load_dataset", lambda *a, **k: other)
         patch.setattr(keeper, "__version__", "0")
+        patch.setattr(keeper, "RESULTS", 0)
         with pytest.raises(UserError) as caught:
             start(tmp_path, seed=1)
     message = str(caught.value)
     assert "\n" not in message
-    assert "they differ in config.seed, data_hash, version; use another" in message
+    assert (
+        "they differ in config.seed, data_hash, results, version; use another"
+        in message
+    )
     assert "config.checkpoint.resume='never'" in message
     assert len(items(tmp_path)) == 2  # nothing is lost
     start(tmp_path)

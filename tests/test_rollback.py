@@ -1,6 +1,7 @@
 """A number that is not finite: back to a checkpoint, with a smaller image step."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from dasm_jax import divergence, hosts
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import cells, keeper, sets
+from dasm_jax.plan import plan_segments
 from dasm_jax.settings import from_config
-from tests.small import small_config, small_dataset
+from tests.small import small_config, small_dataset, small_problem
 from tests.stopped import (  # noqa: F401  (fixtures)
     Killed,
     _compiled_once,
@@ -114,6 +116,15 @@ def test_it_ends_where_halving_does_not_help(tmp_path, monkeypatch):
 def test_a_run_that_never_diverges_is_the_same(calm, tmp_path):
     start(tmp_path, on_nonfinite="rollback")
     assert outcome(tmp_path) == outcome(calm)
+
+
+def test_a_learned_step_size_is_looked_at():
+    p = small_problem(matcher__name="mtt")
+    (plan, *_), distances = plan_segments(p), np.zeros((2, 1), np.float32)
+    trouble = partial(divergence.trouble, p, plan, 0, distances, np.zeros((3, 1)))
+    assert trouble(np.float32(0.1)) is None
+    said = "the learned step size is not finite in segment 1, outer iteration 1"
+    assert trouble(np.float32(np.inf)) == said
 
 
 # --- further back ---------------------------------------------------------------------

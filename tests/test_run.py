@@ -272,10 +272,20 @@ def test_a_workdir_minds_only_what_the_run_reads(finished):
         start(workdir, matcher__idc__image__momentum=0.25)
 
 
-@pytest.mark.parametrize(("name", "first"), [("idc", "idc.real"), ("mtt", "mtt.synth")])
-def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, name, first):
+FULL_DEVICE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 TB\nlong trace")
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "first"),
+    [
+        (FULL_DEVICE, "idc", "idc.real"),
+        (FULL_DEVICE, "mtt", "mtt.synth"),
+        (MemoryError("Unable to allocate 9 TiB\nfor an array"), "idc", "idc.real"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, error, name, first):
     def full(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 TB\nlong trace")
+        raise error
 
     monkeypatch.setattr(distill, "plan_segments", full)
     with pytest.raises(UserError, match=f"lower config.matcher.{first}") as caught:

@@ -141,6 +141,22 @@ def test_an_arm_of_other_settings_is_made_again(finished, made, tmp_path):
     assert made == ["one_ipc2_seed0", "dasm_ipc2_seed0"]
 
 
+def test_a_run_that_failed_keeps_what_it_goes_on_from(tmp_path, monkeypatch):
+    given = {"study__seeds": (0,), "study__ipcs": (2,)}
+    start(tmp_path, study__arms=ARMS[:2], **given)
+    removed, whole = [], cells.discard
+    monkeypatch.setattr(cells, "discard", lambda f: (removed.append(f.name), whole(f)))
+
+    def fail(*arguments):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(sets, "distil", fail)
+    # There is a whole set of that name, of other settings.
+    other = f"{ARMS[1]} dasm.rho=0.1"
+    start(tmp_path, study__arms=(ARMS[0], other), **given)
+    assert {name.split("_")[0] for name in removed} == {"random", "full"}
+
+
 def test_a_cell_that_failed_is_a_row(tmp_path, monkeypatch):
     real = sets.distil
 

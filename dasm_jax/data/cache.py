@@ -20,9 +20,11 @@ import numpy as np
 from dasm_jax import types
 from dasm_jax.data import validate
 from dasm_jax.errors import UserError
+from dasm_jax.files import UNFINISHED, remove_unfinished
 from dasm_jax.npz import DAMAGE, NpzReader, open_npz
 
 FORMAT = 1  # part of every file name: a change of the layout leaves old files alone
+DAY = 24 * 60 * 60.0  # seconds
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _log = logging.getLogger(__name__)
 
@@ -117,8 +119,9 @@ def save(
     arrays = (*dataset.train, *dataset.test)
     path = folder / f"{_slug(key)}-{dataset.content_hash[:16]}.npz"
     # A name of its own until the file is whole: other processes never see half a file.
-    unfinished = folder / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    unfinished = folder / f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}"
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder, untouched_for=DAY)  # of who was killed: gigabytes
     try:
         with open(unfinished, "wb") as file:
             contents: dict[str, Any] = dict(zip(_ARRAYS, arrays))

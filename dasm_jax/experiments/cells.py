@@ -30,11 +30,8 @@ from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
 from dasm_jax.types import ArrayDataset, Dataset
-from dasm_jax.workdir import PhaseClock, claim_workdir, identity, provenance
+from dasm_jax.workdir import RESULTS, PhaseClock, claim_workdir, identity, provenance
 
-# To be raised where equal settings come to give other sets: what was made before is
-# then made again, so that no table holds both.
-RESULTS = 3
 FULL = "full"
 
 # What the files of a set and of an accuracy must hold.
@@ -120,7 +117,7 @@ def fill(
                     results[cell] = bench.result(source, cell)
                     log.advance(f"{cell.name}: {_text(results[cell])}", True)
                 # Not sooner: whatever a kill leaves is discarded the next time.
-                if bench.is_made(source):
+                if not any("failure" in results[cell] for cell in source.cells):
                     discard(bench.folder(source))
     return results
 
@@ -211,10 +208,6 @@ class _Bench:
         """Of an unfinished run, which the same settings alone go on with."""
         name = f"{source.whole.name}_{self._origin(source)['settings']}"
         return self._workdir / "runs" / name
-
-    def is_made(self, source: Source) -> bool:
-        """Whether there is nothing left to make for it, evaluated or not."""
-        return source.settings is None or self._facts(source.whole).exists()
 
     def _origin(self, source: Source) -> dict[str, str]:
         """What a file of the source depends on, beside its name."""

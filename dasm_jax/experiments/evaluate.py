@@ -7,7 +7,6 @@ the machine too, for every other run under the same recipe.
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dasm_jax import __version__, evaluate, mesh, nets, records
-from dasm_jax.data.cache import default_dir
+from dasm_jax import __version__, evaluate, mesh, nets, records, source
+from dasm_jax.data.cache import DAY, default_dir
 from dasm_jax.errors import UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments.common import failed, load_problem, percent, recorded, written
 from dasm_jax.experiments.evaluate_table import add_scores, markdown, render
-from dasm_jax.files import write_atomically, write_json
+from dasm_jax.files import remove_unfinished, write_atomically, write_json
 from dasm_jax.problem import Problem, network_for
 from dasm_jax.recipes import recipe_from, under_augmentation
 from dasm_jax.run_log import RunLog
@@ -47,7 +46,6 @@ DECIDING = (
     "training",
     "whitening",
 )
-PACKAGE = Path(evaluate.__file__).parent
 
 
 @functools.cache
@@ -60,12 +58,7 @@ def source_hash(package: Path) -> str:
     """
     files = [package / f"{name}.py" for name in DECIDING]
     files += sorted((package / "nets").glob("*.py"))
-    digest = hashlib.sha256()
-    for file in files:
-        content = file.read_bytes()
-        name = file.relative_to(package).as_posix()
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    return source.digest(package, files)
 
 
 class Images(NamedTuple):
@@ -256,6 +249,8 @@ class _Runner:
         if records.find(folder, identity, networks) is not None:
             return
         try:
+            if folder != self._folder:
+                remove_unfinished(folder, untouched_for=DAY)
             records.keep(folder, identity, result)
         except UserError as error:
             if folder == self._folder:
@@ -281,7 +276,7 @@ class _Runner:
         return {
             "format": FORMAT,
             "versions": {"dasm_jax": __version__, "jax": jax.__version__},
-            "sources": source_hash(PACKAGE),
+            "sources": source_hash(source.PACKAGE),
             "device": [platform, jax.devices()[0].device_kind, devices],
             "data": problem.dataset.content_hash,
             "normalization": [*problem.statistics.mean, *problem.statistics.std],

@@ -26,8 +26,8 @@ from dasm_jax.numbered import Checkpoints
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Progress, SegmentResult, Snapshot
 from dasm_jax.run_log import LogPosition
-from dasm_jax.stored_tree import Damaged
-from dasm_jax.workdir import PhaseClock, identity
+from dasm_jax.stored_tree import Damaged, Unreadable
+from dasm_jax.workdir import RESULTS, PhaseClock, identity
 
 CHECKPOINTS = "checkpoints"
 ACCOUNTS = "accounts.json"  # of time and memory, so far
@@ -72,6 +72,7 @@ class Keeper:
             "version": __version__,
             "data_hash": problem.dataset.content_hash,
             "format": kept.FORMAT,
+            "results": RESULTS,
         }
         self._machine = kept.machine(problem)
         if c.resume == "never":
@@ -86,7 +87,7 @@ class Keeper:
         self._most = c.keep if problem.settings.on_nonfinite == "rollback" else 1
         found = self._items.newest(self._expected, self._restored, self._most)
         self._kept = [*map(kept.as_kept, found[::-1])]  # the oldest one first
-        # Whether the last bits will differ, in words; "" where they will not.
+        # Whether the last bits may differ, in words; "" where they will not.
         self.moved = ""
         if found:
             self.moved = kept.moved(found[0].metadata["machine"], self._machine)
@@ -334,4 +335,12 @@ class Keeper:
     def _restored(
         self, arrays: list[np.ndarray], metadata: dict[str, Any]
     ) -> kept.Found:
-        return kept.restored(self._problem, self._plans, arrays, metadata, self._folder)
+        try:
+            return kept.restored(
+                self._problem, self._plans, arrays, metadata, self._folder
+            )
+        except Damaged:
+            # Their digests are right: what is not ours may be what others wrote well.
+            if other := kept.other_code(metadata["machine"], self._machine):
+                raise Unreadable(self._folder, ValueError(other)) from None
+            raise

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dasm_jax import source
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.checkpoint import differences
 from dasm_jax.clusters import by_clusters
@@ -66,6 +67,7 @@ def machine(problem: Problem) -> dict[str, Any]:
         **of_cpu,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "source": source.everything()[:12],
     }
 
 
@@ -80,13 +82,25 @@ def _cpu() -> str:
 
 def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What there is to say of a run that goes on elsewhere; "" where it does not."""
-    changes = [
+    changes = _changes(before, now)
+    if not changes:
+        return ""
+    return printable(f"goes on with {', '.join(changes)}: the last bits may differ")
+
+
+def other_code(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What a checkpoint was written by, if not by this code; "" where it was."""
+    code = (*PACKAGES, "source")
+    before, now = ({n: x.get(n) for n in code} for x in (before, now))
+    changes = ", ".join(_changes(before, now))
+    return printable(changes and f"its arrays are of other code: {changes}")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
         f"{name} {now.get(name)} where it was {before.get(name)}"
         for name in differences(now, before)
     ]
-    if not changes:
-        return ""
-    return printable(f"goes on with {', '.join(changes)}: the last bits will differ")
 
 
 def to_store(

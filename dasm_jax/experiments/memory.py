@@ -63,6 +63,11 @@ def memory_explained(
     """
     try:
         yield
+    except MemoryError as error:
+        raise UserError(
+            f"this machine is out of memory: {' '.join(str(error).split())}; "
+            f"{what_to_lower(settings)}"
+        ) from None
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -14,7 +14,6 @@ from dasm_jax.experiments import sets, study_table
 from dasm_jax.experiments.arms import Arm, arms_of, settings_of
 from dasm_jax.experiments.cells import (
     FULL,
-    RESULTS,
     Cell,
     Source,
     check_results,
@@ -43,7 +42,7 @@ from dasm_jax.problem import make_problem
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
 from dasm_jax.types import Dataset
-from dasm_jax.workdir import PhaseClock, claim_workdir, identity, manifest
+from dasm_jax.workdir import RESULTS, PhaseClock, claim_workdir, identity, manifest
 
 # What no step's cost depends on; anything else, and what is new, is counted anew.
 NO_COST = (
