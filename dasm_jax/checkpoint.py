@@ -32,6 +32,7 @@ from dasm_jax.files import (
 from dasm_jax.stored_tree import TREE, Damaged, Unreadable
 
 METADATA = "metadata.json"
+LOCK = ".lock"  # of a folder of items that several runs share
 SEAL = "sha256"
 OVERHEAD = 2**14  # bytes that Orbax writes about an item, more or less
 MOST_METADATA = 2**26  # bytes
@@ -131,6 +132,8 @@ def remove_items(folder: Path) -> bool:
         with suppress(OSError):
             remove(path)
     with suppress(OSError):  # not of a link
+        if [*folder.iterdir()] == [folder / LOCK]:
+            (folder / LOCK).unlink()
         folder.rmdir()
     return not any(path.exists() for path in items)
 

@@ -7,7 +7,7 @@ Training Trajectories", CVPR 2022, section 3.1). Buffers lie in the memory of th
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ from jaxtyping import Array, Key
 
 from dasm_jax import checkpoint, sampling, trainers, training
 from dasm_jax import mesh as meshes
-from dasm_jax.errors import SameForAll, UserError
+from dasm_jax.errors import CannotWrite, SameForAll, UserError
 from dasm_jax.files import locked, make_folder
-from dasm_jax.host_memory import available_memory
+from dasm_jax.host_memory import physical_memory
 from dasm_jax.keys import Use, key_for
 from dasm_jax.loops import Loop
 from dasm_jax.matching import Span
@@ -165,19 +165,21 @@ def expert_trajectories(
         written.
     """
     identity = json.loads(json.dumps({**identity, "epochs": plan.epochs}))
-    stored = set() if folder is None else _find_stored(folder, segment, plan, identity)
     _check_memory(network, plan)
-    buffer = _make_buffer(network, plan.experts, plan.epochs)
-    with _writing_to(folder if len(stored) < plan.experts else None):
+    with _locked(folder) as ours:
+        stored = _find_stored(folder, segment, plan, identity) if folder else set()
+        buffer = _make_buffer(network, plan.experts, plan.epochs)
         for first in range(0, plan.experts, plan.at_once):
             chunk = range(first, min(first + plan.at_once, plan.experts))
             places = {_name(segment, expert): _one(buffer, expert) for expert in chunk}
             # Trained as a whole even where a part is stored: with other neighbours
             # under vmap an expert would differ in its last bits.
-            whole = False
-            if folder is not None and stored.issuperset(chunk):
-                whole = _read(folder, places)
-            if not whole:
+            if not (folder and stored >= {*chunk} and _read(folder, places)):
+                if not ours:
+                    raise UserError(
+                        f"another run trains experts into {folder}; wait for it, or "
+                        "use another folder"
+                    )
                 trained = train(root, segment, chunk, data, table)
                 _fill(buffer, np.s_[first : chunk.stop], trained)
                 if folder is not None:
@@ -188,19 +190,18 @@ def expert_trajectories(
 
 
 @contextmanager
-def _writing_to(folder: Path | None) -> Iterator[None]:
-    """Runs may share a folder of experts, but one at a time trains into it."""
-    if folder is None or jax.process_index() != 0:
-        yield
-        return
-    make_folder(folder)
-    with locked(folder / ".lock") as ours:
-        if not ours:
-            raise UserError(
-                f"{folder} is in use by another run, which trains experts; wait for "
-                "it, or use another folder"
-            )
-        yield
+def _locked(folder: Path | None) -> Iterator[bool]:
+    """Whether experts may be trained into a folder: of several runs, one may.
+
+    Where it cannot be written, saving them says so; whoever only reads needs no lock.
+    """
+    with ExitStack() as stack:
+        ours = True
+        if folder is not None and jax.process_index() == 0:
+            with suppress(CannotWrite):
+                make_folder(folder)
+                ours = stack.enter_context(locked(folder / checkpoint.LOCK))
+        yield ours
 
 
 def draw_spans(
@@ -285,11 +286,10 @@ def _check_memory(network: Network, plan: ExpertPlan) -> None:
     """Refuse what Linux would promise and not keep."""
     params = jax.eval_shape(network.init, jax.random.key(0))
     size = plan.experts * (plan.epochs + 1) * room(params)
-    there = available_memory()
-    if there is not None and size > there:
+    if size > physical_memory():
         raise UserError(
-            f"{plan.experts} networks of {plan.epochs} epochs take {size:,} bytes of "
-            f"memory, and there are {there:,}; lower {plan.size}"
+            f"{plan.experts} networks of {plan.epochs} epochs take {size:,} bytes, "
+            f"more than this machine's memory; lower {plan.size}"
         )
 
 

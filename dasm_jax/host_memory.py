@@ -7,12 +7,15 @@ page by page, at the next step (figures in docs/performance.md).
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 CONTAINERS = Path("/sys/fs/cgroup")
 OWN_CONTAINER = Path("/proc/self/cgroup")
+# What a container gives back when something else needs it, by its memory.stat.
+_GIVEN_BACK = ("active_file", "inactive_file", "slab_reclaimable")
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -47,8 +50,7 @@ def available_memory() -> int | None:
 def _containers() -> Iterator[tuple[int, int]]:
     """Bytes that containers around this process may take, and have taken (cgroup v2).
 
-    What they hold of files that can be read again is not taken. Those that do not say
-    have no limit.
+    What they would give back is not taken. Those that do not say have no limit.
     """
     try:
         entry = OWN_CONTAINER.read_text(encoding="utf-8").partition("0::")[2]
@@ -60,10 +62,10 @@ def _containers() -> Iterator[tuple[int, int]]:
             limit = int((folder / "memory.max").read_text(encoding="ascii"))
             used = int((folder / "memory.current").read_text(encoding="ascii"))
             stat = (folder / "memory.stat").read_text(encoding="ascii")
-            files = int(stat.partition("inactive_file ")[2].split()[0])
-        except (OSError, ValueError, IndexError):  # "max"
+        except (OSError, ValueError):  # "max"
             continue
-        yield limit, max(0, used - files)
+        held = dict(re.findall(r"^(\w+) ([0-9]+)$", stat, re.MULTILINE))
+        yield limit, max(0, used - sum(int(held.get(name, 0)) for name in _GIVEN_BACK))
 
 
 def mappings_taken() -> float:

@@ -24,6 +24,7 @@ from dasm_jax.schema import (
     RecipeSettings,
     TrajectoryMatchingSettings,
 )
+from dasm_jax.source import RESULTS
 
 EXPERTS_AT_ONCE = 10
 BANK = "bank"  # the folder of its networks
@@ -249,4 +250,5 @@ def expert_identity(
         "seed": s.seed,
         "pool": digest(members),
         "version": __version__,
+        "results": RESULTS,
     }

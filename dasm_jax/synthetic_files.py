@@ -13,7 +13,7 @@ import numpy as np
 
 from dasm_jax.data import folder, images
 from dasm_jax.errors import UserError
-from dasm_jax.host_memory import available_memory
+from dasm_jax.host_memory import physical_memory
 from dasm_jax.npz import DAMAGE, Header, NpzReader, open_npz
 from dasm_jax.stored_counts import check_counts
 from dasm_jax.types import ArrayDataset, Dataset, Normalization
@@ -188,11 +188,10 @@ def _check_images_header(
     _check_image_shape(path, name, header.shape[1:], dataset)
     # As they are, as float32, and in a buffer to train on.
     needed = math.prod(header.shape) * (header.dtype.itemsize + 8)
-    there = available_memory()
-    if there is not None and needed > there:
+    if needed > physical_memory():
         raise UserError(
             f"{path}: {name} holds {header.shape[0]:,} images, which take {needed:,} "
-            f"bytes to evaluate, and there are {there:,}; save fewer images"
+            "bytes to evaluate, more than this machine's memory; save fewer images"
         )
 
 

@@ -28,9 +28,6 @@ REPORT = "report.html"
 # Folders in which a run writes files of its own: not those of other runs, which a
 # workdir may hold as well.
 WRITTEN_IN = ("", "images", "cells", "sets", "checkpoints")
-# To be raised where equal settings come to give other sets: cells of a table that were
-# made before are made again, so that no table holds both, and checkpoints are refused.
-RESULTS = 3
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 

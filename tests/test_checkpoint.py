@@ -322,6 +322,7 @@ def test_of_a_folder_only_items_are_removed(tmp_path):
     assert checkpoint.remove_items(tmp_path / "items")
     assert [path.name for path in (tmp_path / "items").iterdir()] == ["mine"]
     saved(tmp_path / "whole")
+    (tmp_path / "whole" / checkpoint.LOCK).touch()
     assert checkpoint.remove_items(tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
     assert checkpoint.remove_items(tmp_path / "nowhere")

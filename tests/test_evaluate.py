@@ -119,7 +119,6 @@ class Crowded:
         monkeypatch.setattr(trainers, "make_trainer", make_trainer)
 
 
-@pytest.mark.slow
 def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     p = small_problem(evaluate__networks=5, evaluate__steps=4, evaluate__at_once=5)
     data = evaluate.random_set(p, 8, 20)

@@ -198,6 +198,19 @@ def test_results_depend_on_the_code_that_makes_them(
     assert [count for count, *_ in counter.calls] == [24, 6, 80, 24]
 
 
+def test_all_of_the_code_is_what_is_not_hidden(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    shutil.copytree(source.PACKAGE, package)
+    monkeypatch.setattr(source, "PACKAGE", package)
+    before = source.everything.__wrapped__()
+    (package / ".#report.py").symlink_to("nobody@nowhere")  # Emacs, while one types
+    (package / ".checkpoints").mkdir()
+    (package / ".checkpoints" / "report.py").write_text("old")
+    assert source.everything.__wrapped__() == before == source.everything()
+    (package / "report.py").write_text("new")
+    assert source.everything.__wrapped__() != before
+
+
 def test_the_code_is_told_by_the_modules_that_decide(tmp_path):
     def changed(name):
         package = tmp_path / name.replace("/", "_")

@@ -382,10 +382,10 @@ def test_windows_in_numbers():
 
 def test_more_experts_than_the_memory_holds(monkeypatch):
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(rows(train([0]), 0, 0)))
-    monkeypatch.setattr(experts, "available_memory", lambda: 2 * 3 * size)
+    monkeypatch.setattr(experts, "physical_memory", lambda: 2 * 3 * size)
     trajectories(experts=2)
-    monkeypatch.setattr(experts, "available_memory", lambda: 2 * 3 * size - 1)
-    said = f"2 networks of 2 epochs take {6 * size:,} bytes .*lower config.matcher.mtt"
+    monkeypatch.setattr(experts, "physical_memory", lambda: 2 * 3 * size - 1)
+    said = f"2 networks of 2 epochs take {6 * size:,} bytes, more .*lower config"
     with pytest.raises(UserError, match=said):
         trajectories(experts=2)
 

@@ -87,18 +87,18 @@ def container(tmp_path, monkeypatch):
     return make
 
 
-STAT = "anon 5\ninactive_file {}\nactive_file 7\n"
+STAT = "anon 5\ninactive_file {}\nactive_file 90000\nslab_reclaimable 10000\n"
 
 
 def test_a_container_has_less_than_its_machine(container):
     there = host_memory.physical_memory()
-    container("", max="1000000\n", current="400000\n", stat=STAT.format(100_000))
+    container("", max="1000000\n", current="500000\n", stat=STAT.format(100_000))
     assert host_memory.physical_memory() == 1_000_000
     assert host_memory.available_memory() == 700_000
     # Slurm's and systemd's are inside of others, which may hold others still.
     container("job/step", max="max\n", current="9\n", stat=STAT.format(0))
     assert host_memory.physical_memory() == 1_000_000
-    container("job", max="500000\n", current="450000\n", stat=STAT.format(0))
+    container("job", max="500000\n", current="550000\n", stat=STAT.format(0))
     container("job/step", max="max\n", current="9\n", stat=STAT.format(0))
     assert host_memory.physical_memory() == 500_000
     assert host_memory.available_memory() == 50_000

@@ -113,12 +113,10 @@ def test_no_archive_is_larger_than_the_memory(tmp_path, monkeypatch):
 def test_no_set_is_larger_than_the_memory_it_is_evaluated_in(tmp_path, monkeypatch):
     path, images = tmp_path / "x.npz", np.zeros((8, 4, 4, 1), np.uint8)
     path.write_bytes(fuzz_npz.packed(images=images))
-    monkeypatch.setattr(synthetic_files, "available_memory", lambda: 9 * images.size)
+    monkeypatch.setattr(synthetic_files, "physical_memory", lambda: 9 * images.size)
     fuzz_npz.load_set(path, fuzz_npz.small_dataset(), fuzz_npz.STATISTICS)
-    monkeypatch.setattr(
-        synthetic_files, "available_memory", lambda: 9 * images.size - 1
-    )
-    refused(path, "images holds 8 images, which take 1,152 bytes to evaluate, and")
+    monkeypatch.setattr(synthetic_files, "physical_memory", lambda: 9 * images.size - 1)
+    refused(path, "images holds 8 images, which take 1,152 bytes to evaluate, more")
 
 
 def test_a_member_cannot_claim_more_than_its_archive(tmp_path, monkeypatch):

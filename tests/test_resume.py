@@ -13,7 +13,7 @@ from dasm_jax.experiments import common, keeper, kept, sets
 from dasm_jax.plan import plan_segments
 from dasm_jax.settings import from_config
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
-from tests.small import small_config, small_dataset, small_problem
+from tests.small import slow_but, small_config, small_dataset, small_problem
 from tests.stopped import (  # noqa: F401  (fixtures)
     COMPILED,
     FEWER,
@@ -94,8 +94,7 @@ STOPS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("name", slow_but(STOPS, "rescoring"))
 def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
     changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})

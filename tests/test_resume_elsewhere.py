@@ -168,9 +168,7 @@ def test_arrays_of_other_code_are_not_thrown_away(calm, tmp_path, caplog):
         patch.setattr(
             keeper.kept, "machine", lambda problem: here | {"source": "of tomorrow"}
         )
-        said = (
-            f"of other code: source of tomorrow where it was {here['source']}; nothing"
-        )
+        said = rf"this code \(source of tomorrow where it was {here['source']}\); go on"
         with pytest.raises(UserError, match=said):
             start(tmp_path)
         assert content(tmp_path / "checkpoints") == before

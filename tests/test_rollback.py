@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dasm_jax import divergence, hosts
+from dasm_jax.dasm import run_dasm
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import cells, keeper, sets
 from dasm_jax.plan import plan_segments
@@ -125,6 +126,14 @@ def test_a_learned_step_size_is_looked_at():
     assert trouble(np.float32(0.1)) is None
     said = "the learned step size is not finite in segment 1, outer iteration 1"
     assert trouble(np.float32(np.inf)) == said
+
+
+@pytest.mark.slow
+def test_a_step_size_that_runs_away_stops_the_run():
+    changes = {"loop__niter": 1, "loop__inner": 1, "step_size_lr": 1e38}
+    mtt = {f"matcher__mtt__{name}": value for name, value in changes.items()}
+    with pytest.raises(NonFiniteError, match="the learned step size is not finite"):
+        run_dasm(small_problem(matcher__name="mtt", **mtt))
 
 
 # --- further back ---------------------------------------------------------------------

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+import main
 from dasm_jax import signals
 from dasm_jax.errors import Interrupted
 from dasm_jax.experiments import keeper
@@ -178,6 +179,12 @@ def test_what_is_ignored_stays_ignored():
             assert found.signal is None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129)])
+def test_exit_codes(number, code, capfd):
+    assert main.tell(Interrupted(number, "stopped; the same command goes on")) == code
+    assert capfd.readouterr().err == "stopped; the same command goes on\n"
 
 
 # --- processes ------------------------------------------------------------------------

@@ -29,8 +29,9 @@ from dasm_jax.records import are_amounts, is_amount, is_text
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
+from dasm_jax.source import RESULTS
 from dasm_jax.types import ArrayDataset, Dataset
-from dasm_jax.workdir import RESULTS, PhaseClock, claim_workdir, identity, provenance
+from dasm_jax.workdir import PhaseClock, claim_workdir, identity, provenance
 
 FULL = "full"
 

@@ -26,8 +26,9 @@ from dasm_jax.numbered import Checkpoints
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Progress, SegmentResult, Snapshot
 from dasm_jax.run_log import LogPosition
-from dasm_jax.stored_tree import Damaged, Unreadable
-from dasm_jax.workdir import RESULTS, PhaseClock, identity
+from dasm_jax.source import RESULTS
+from dasm_jax.stored_tree import Damaged
+from dasm_jax.workdir import PhaseClock, identity
 
 CHECKPOINTS = "checkpoints"
 ACCOUNTS = "accounts.json"  # of time and memory, so far
@@ -330,17 +331,13 @@ class Keeper:
                 f"{', '.join(names)}; use another --workdir, or start anew with "
                 "config.checkpoint.resume='never'"
             )
-        return kept.expected(metadata, self._folder)
+        with kept.of_this_code(metadata, self._machine, self._folder):
+            return kept.expected(metadata, self._folder)
 
     def _restored(
         self, arrays: list[np.ndarray], metadata: dict[str, Any]
     ) -> kept.Found:
-        try:
+        with kept.of_this_code(metadata, self._machine, self._folder):
             return kept.restored(
                 self._problem, self._plans, arrays, metadata, self._folder
             )
-        except Damaged:
-            # Their digests are right: what is not ours may be what others wrote well.
-            if other := kept.other_code(metadata["machine"], self._machine):
-                raise Unreadable(self._folder, ValueError(other)) from None
-            raise

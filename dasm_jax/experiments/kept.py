@@ -5,7 +5,8 @@ import math
 import os
 import platform
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from dasm_jax.budget import SegmentPlan
 from dasm_jax.checkpoint import differences
 from dasm_jax.clusters import by_clusters
 from dasm_jax.dasm import segment_data, state_like
-from dasm_jax.errors import printable
+from dasm_jax.errors import UserError, printable
 from dasm_jax.experiments.rollback import MOST_HALVINGS
 from dasm_jax.mesh import available_cores
 from dasm_jax.numbered import INSTEAD_OF, Item
@@ -88,12 +89,37 @@ def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
     return printable(f"goes on with {', '.join(changes)}: the last bits may differ")
 
 
-def other_code(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What a checkpoint was written by, if not by this code; "" where it was."""
-    code = (*PACKAGES, "source")
-    before, now = ({n: x.get(n) for n in code} for x in (before, now))
-    changes = ", ".join(_changes(before, now))
-    return printable(changes and f"its arrays are of other code: {changes}")
+@contextmanager
+def of_this_code(
+    metadata: dict[str, Any], now: dict[str, Any], folder: Path
+) -> Iterator[None]:
+    """Tell apart what is damaged from what other code wrote, and meant.
+
+    Args:
+      metadata: of a checkpoint, whose digests are right.
+      now: the ``machine``.
+      folder: of all checkpoints.
+
+    Raises:
+      Damaged: that is met inside, and it was written by this code, or nobody says.
+      UserError: instead of that, where it was written by another one.
+    """
+    try:
+        yield
+    except Damaged:
+        before = metadata.get("machine")
+        if not isinstance(before, dict):
+            raise
+        code = (*PACKAGES, "source")
+        there, here = ({name: x.get(name) for name in code} for x in (before, now))
+        changes = ", ".join(_changes(there, here))
+        if not changes:
+            raise
+        raise UserError(
+            f"{folder} holds checkpoints that do not fit this code "
+            f"({printable(changes)}); go on with that, use another --workdir, or start "
+            "anew with config.checkpoint.resume='never'"
+        ) from None
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -29,6 +29,8 @@ def make_room_for_programs() -> None:
 def what_to_lower(settings: Settings) -> str:
     """The fields that memory follows, the best one first."""
     names, name = ["network.width", "evaluate.recipe.batch"], settings.matcher.name
+    if settings.experiment == "analyse":
+        return "analyse fewer runs"
     if settings.experiment not in ("evaluate", "recover"):
         names.insert(0, f"matcher.{name}.synthetic_batch")
         if isinstance(settings.matcher.active, BatchMethodSettings):
@@ -64,10 +66,8 @@ def memory_explained(
     try:
         yield
     except MemoryError as error:
-        raise UserError(
-            f"this machine is out of memory: {' '.join(str(error).split())}; "
-            f"{what_to_lower(settings)}"
-        ) from None
+        said = " ".join(["this machine is out of memory", *str(error).split()])
+        raise UserError(f"{said}; {what_to_lower(settings)}") from None
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

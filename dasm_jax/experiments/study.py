@@ -41,8 +41,9 @@ from dasm_jax.plan import fitting_niter, plan_segments, total_flops
 from dasm_jax.problem import make_problem
 from dasm_jax.schema import Settings
 from dasm_jax.settings import changed
+from dasm_jax.source import RESULTS
 from dasm_jax.types import Dataset
-from dasm_jax.workdir import RESULTS, PhaseClock, claim_workdir, identity, manifest
+from dasm_jax.workdir import PhaseClock, claim_workdir, identity, manifest
 
 # What no step's cost depends on; anything else, and what is new, is counted anew.
 NO_COST = (
