@@ -87,6 +87,9 @@ def get_config() -> ConfigDict:
         0.0  # share of the FLOPs for all segments together at the end, if K > 1
     )
     dasm.polish_rate = 0.1  # of the image rate of the whole set
+    # What it is matched against: class, or a pool as the last segment's, chosen by
+    # networks that are trained on all segments.
+    dasm.polish_target = "class"
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.seed = 0  # of the evaluation networks

@@ -151,14 +151,14 @@ def _judges(problem: Problem) -> str | None:
     s = problem.settings.dasm
     if s.pool == "full" or (s.pool == "random" and s.schedule != "coverage"):
         return None
-    return "real" if s.pool == "static_filter" else s.scored_by
+    return "real" if s.pool in schedule.STATIC else s.scored_by
 
 
 def _scored_by(problem: Problem, segment: int) -> str | None:
     """Which networks judge them before this segment."""
     s, by = problem.settings.dasm, _judges(problem)
     if segment > s.segments:
-        return None  # a polish sees everything
+        return by if s.polish_target == "pool" else None
     if segment > 1:
         return by
     # Nothing is learned before the first segment is finished.
@@ -175,13 +175,18 @@ def _choose(
     s = problem.settings
     key = key_for(root, Use.POOL, segment, pool_round)
     polish = segment > s.dasm.segments
-    if s.dasm.pool == "full" or polish or (segment == 1 and difficulty is None):
+    whole = polish and s.dasm.polish_target == "class"
+    if s.dasm.pool == "full" or whole or (segment == 1 and difficulty is None):
         return problem.class_indices
     count = len(problem.dataset.train.labels)
     draws = np.asarray(jax.random.uniform(key, (2, count)))
     # The same in every segment, or parts of a class would not be parts.
     ties = np.asarray(jax.random.uniform(key_for(root, Use.POOL_TIES), (count,)))
-    size = schedule.segment_sizes(s.ipc, s.dasm.segments)[segment - 1]
+    # In a polish all segments are at the place of the last one.
+    place = min(segment, s.dasm.segments)
+    size = schedule.segment_sizes(s.ipc, s.dasm.segments)[place - 1]
+    if polish:
+        size = s.ipc
     share = s.dasm.random_share
     if s.dasm.pool in schedule.WITHOUT_RANDOM_SHARE:
         share = 0.0
@@ -189,8 +194,8 @@ def _choose(
     for indices in problem.class_indices:
         of_class = _difficulty_of(difficulty, indices)
         context = PoolContext(
-            window=Window(_low(problem, segment, of_class), s.dasm.high),
-            segment=segment,
+            window=Window(_low(problem, place, of_class), s.dasm.high),
+            segment=place,
             segments=s.dasm.segments,
             start=s.dasm.rho,
             gamma=s.dasm.gamma,

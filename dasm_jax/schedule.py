@@ -160,6 +160,12 @@ def static_filter_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ran
     return _within(_quantiles(difficulty, context), Window(context.start, 1.0))
 
 
+def static_window_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
+    """The rank window [rho, high], the same for every segment."""
+    window = Window(context.start, context.window.high)
+    return _within(_quantiles(difficulty, context), window)
+
+
 def not_yet_learned_easiest_rule(
     difficulty: ClassDifficulty, context: PoolContext
 ) -> Ranking:
@@ -181,15 +187,18 @@ POOLS: dict[str, PoolRule] = {
     "weighted": weighted_rule,
     "disjoint": disjoint_rule,
     "static_filter": static_filter_rule,
+    "static_window": static_window_rule,
     "random": random_rule,
     "reverse": reverse_rule,
     "full": full_rule,
 }
-# These hold their shape from the first segment on, where networks trained on all real
-# images give scores before there is a synthetic set.
-FROM_THE_FIRST = ("static_filter", "disjoint")
+# These are of networks trained on all real images.
+STATIC = ("static_filter", "static_window")
+# These hold their shape from the first segment on, where such networks give scores
+# before there is a synthetic set.
+FROM_THE_FIRST = (*STATIC, "disjoint")
 # The point of these is that nothing else is mixed in.
-WITHOUT_RANDOM_SHARE = ("static_filter", "disjoint", "full")
+WITHOUT_RANDOM_SHARE = (*STATIC, "disjoint", "full")
 
 
 def class_pool(

@@ -207,7 +207,7 @@ def test_every_pool_rule_runs(pool):
     else:
         assert all(10 <= size < 40 for size in sizes)
     whole = [len(members) == 40 for members in first.pool.members]
-    assert all(whole) == (pool != "static_filter")
+    assert all(whole) == (pool not in schedule.STATIC)
 
 
 def test_scored_by_networks_trained_on_real_images():

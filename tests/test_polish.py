@@ -11,6 +11,7 @@ from dasm_jax import run, sampling, training
 from dasm_jax.dasm import run_dasm
 from dasm_jax.keys import Use, key_for
 from dasm_jax.plan import matching_flops, plan_segments
+from dasm_jax.pools import make_pool_maker
 from dasm_jax.segment import make_class_images
 from dasm_jax.settings import from_config
 from tests.small import small_config, small_problem
@@ -74,6 +75,29 @@ def run_watched(problem):
     seen = []
     results = run_dasm(problem, on_outer=seen.append)
     return results, [each for each in seen if each.plan.covers]
+
+
+@pytest.mark.parametrize("target", ["class", "pool"])
+def test_what_a_polish_is_matched_against(target):
+    problem = small_problem(
+        **DM, dasm__polish_target=target, dasm__rho=0.5, dasm__random_share=0.0
+    )
+    make_pool = make_pool_maker(problem, ROOT)
+    finished = [np.full((2, 2, 8, 8, 1), level, np.float32) for level in (0.2, 0.7)]
+    last, polish = make_pool(2, 0, finished[:1]), make_pool(3, 0, finished)
+    if target == "class":
+        assert polish.difficulty is None
+        for members, indices in zip(polish.members, problem.class_indices, strict=True):
+            np.testing.assert_array_equal(members, indices)
+        return
+    # By networks that have seen both segments, at the place of the last one.
+    assert (polish.difficulty.scores != last.difficulty.scores).any()
+    for members, indices in zip(polish.members, problem.class_indices, strict=True):
+        ranks = np.argsort(np.argsort(polish.difficulty.scores[indices]))
+        quantiles = (ranks + 0.5) / len(indices)
+        inside = (quantiles >= 0.5) & (quantiles <= 0.95)
+        assert len(members) < len(indices)
+        assert {*indices[inside]} <= {*members}
 
 
 @pytest.mark.slow

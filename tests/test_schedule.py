@@ -104,6 +104,7 @@ def test_coverage_drops_what_is_right_and_sure():
         ("weighted", [0, 2]),
         ("disjoint", [2]),  # the second third of .1, .3, .5, .7, .9
         ("static_filter", [0, 2, 3]),  # all above .4
+        ("static_window", [2]),  # the rest of that, as high as the window
         ("not_yet_learned_easiest", [2, 3]),  # half of 0, 2, 3, rounded up
         ("full", [0, 1, 2, 3, 4]),
     ],
@@ -113,7 +114,7 @@ def test_rules_by_hand(rule, expected):
 
 
 def test_every_rule_is_worked_out_above():
-    assert len(POOLS) == 8
+    assert len(POOLS) == 9
 
 
 def test_gamma_sharpens_the_weights():

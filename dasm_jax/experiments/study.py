@@ -60,6 +60,7 @@ NO_COST = (
     "networks",
     "score_steps",
     "rescore_every",
+    "polish_target",
 )
 
 

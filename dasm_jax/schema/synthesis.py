@@ -80,6 +80,7 @@ class DasmSettings:
     context: Annotated[str, one_of(("active", "cumulative"))]
     polish: Share
     polish_rate: Rate
+    polish_target: Annotated[str, one_of(("class", "pool"))]
 
 
 @dataclasses.dataclass(frozen=True)
