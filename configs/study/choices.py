@@ -10,7 +10,9 @@ from configs.study import base
 
 
 def get_config(dataset=""):
-    arms = (
+    config = base.table("choices", dataset, ("dasm",), "dasm")
+    lr = base.image_rate(dataset)
+    config.study.arms = (
         "dasm",
         # The window, and what is drawn beside it.
         "rho_0.1: dasm.rho=0.1",
@@ -25,6 +27,7 @@ def get_config(dataset=""):
         "weighted: dasm.pool=weighted",
         "disjoint: dasm.pool=disjoint",
         "filtered: dasm.pool=static_filter",
+        "static_window: dasm.pool=static_window",
         # The score, and who gives it.
         "el2n_score: dasm.score=el2n",
         "margin: dasm.score=margin",
@@ -44,5 +47,11 @@ def get_config(dataset=""):
         "init_random: synthetic.init=random",
         "init_kmeans: synthetic.init=kmeans",
         "init_noise: synthetic.init=noise",
+        "factor_1: synthetic.factor=1",
+        "factor_2: synthetic.factor=2",
+        # How far they are moved, and whether together in the end.
+        f"slow: matcher.idc.image.lr={0.3 * lr:g}",
+        f"fast: matcher.idc.image.lr={3 * lr:g}",
+        "polished: dasm.polish=0.2",
     )
-    return base.table("choices", dataset, arms, "dasm")
+    return config

@@ -17,6 +17,11 @@ GROWN = "matcher.idc.trajectory.start=segments"
 WHOLE = "dasm.target=class"
 JOINT = "dasm.polish=0.5 dasm.polish_rate=1.0"
 TAPER = "dasm.taper=0.5"
+# Without what is hardest, in the eyes of networks trained on the real images, or on the
+# segments.
+EASY = "dasm.pool=static_window dasm.rho=0 dasm.high=0.7"
+LEARNED = "dasm.rho=0 dasm.high=0.7 dasm.random_share=0"
+POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
 
 
 def get_config(dataset=""):
@@ -35,6 +40,7 @@ def get_config(dataset=""):
         f"idc_clustered: dasm.segments=1 {CLUSTERED}",
         f"idc_bank: dasm.segments=1 {BANK}",
         f"idc_cover: dasm.segments=1 {COVER}",
+        f"idc_easy: dasm.segments=1 {EASY}",
         # Each on its own.
         "dasm",
         f"slow: {rate(0.3)}",
@@ -56,5 +62,8 @@ def get_config(dataset=""):
         f"joint_cosine: {JOINT} {COSINE}",
         f"joint_cover: {JOINT} {COVER}",
         f"taper_cover: {TAPER} {COVER}",
+        f"easy: {LEARNED}",
+        f"polished: {POLISHED}",
+        f"easy_polished: {LEARNED} {POLISHED} dasm.polish_target=pool",
     )
     return config
