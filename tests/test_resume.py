@@ -347,8 +347,7 @@ def test_distilled_sets_of_tables_go_on(tmp_path):
 # --- processes ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 3])
+@pytest.mark.parametrize("kills", slow_but([1, 3], 1))
 def test_kills_change_no_byte(tmp_path, kills):
     said = []
     assert torture(tmp_path, COMPILED, kills, 1, FEWER, said.append), "\n".join(said)
