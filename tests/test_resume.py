@@ -94,7 +94,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(STOPS, "rescoring"))
+@pytest.mark.parametrize("name", slow_but(STOPS, "cosine"))
 def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
     changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})
