@@ -157,7 +157,8 @@ def expert_trajectories(
       NumPy arrays [experts, epochs + 1, …]. After an interruption they are the same as
       without it, bit for bit on one machine.
 
-    Damaged experts are trained again, which is said in one line each.
+    Damaged experts are trained again, which is said in one line each; so are those of
+    another pool, for a run that goes back, or on elsewhere, may come to choose another.
 
     Raises:
       UserError: an expert diverges, there is no room for all, the folder holds experts
@@ -339,7 +340,12 @@ def _find_stored(
             continue
         if theirs is None:
             continue
-        if names := checkpoint.differences(identity, theirs):
+        names = checkpoint.differences(identity, theirs)
+        if names == ["pool"]:
+            path = folder / _name(segment, expert)
+            _log.warning("%s is of another pool; it is trained again", path)
+            continue
+        if names:
             raise UserError(
                 f"{folder} holds experts of another run; they differ in "
                 f"{', '.join(names)}; use another folder or remove that one"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dasm_jax import checkpoint
+from dasm_jax.errors import CannotWrite
 from dasm_jax.files import cannot_write
 from dasm_jax.stored_tree import Damaged, Unreadable
 
@@ -124,7 +125,8 @@ class Checkpoints:
     ) -> int:
         """Begin to write an item, once the one before it is written.
 
-        Nothing may change the arrays any more.
+        Nothing may change the arrays any more. Where the one before could not be
+        written this one may still be, for there may be room again: it is waited for.
 
         Args:
           tree: arrays.
@@ -135,14 +137,27 @@ class Checkpoints:
           its number.
 
         Raises:
-          UserError: the one before it could not be written.
+          UserError: neither the one before it nor this one could be written.
         """
-        self.wait()
+        missed = None
+        try:
+            self.wait()
+        except CannotWrite as error:
+            missed = error
         number, self._next = self._next, self._next + 1
         if instead_of is not None:
             metadata = {**metadata, INSTEAD_OF: list(instead_of)}
         self._pending = self._writer.submit(self._write, number, tree, metadata)
+        if missed is not None:
+            self.wait()
+            _log.warning("%s; %s is whole instead", missed, _name(number))
         return number
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last one is known not to have been written."""
+        pending = self._pending
+        return pending is not None and pending.done() and bool(pending.exception())
 
     def wait(self) -> None:
         """Wait until everything is written.

@@ -1,5 +1,6 @@
 """What a run leaves behind: its folder, and where its numbers come from."""
 
+import copy
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,7 @@ from dasm_jax.files import locked, read_json, remove_unfinished, write_json
 from dasm_jax.records import is_amount
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
+from dasm_jax.source import ADDED
 
 REPORT = "report.html"
 # Folders in which a run writes files of its own: not those of other runs, which a
@@ -145,7 +147,20 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     if experiment == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")
         kept["matcher"] = {"name": name, name: matcher.get(name)}
-    return kept
+    return _without_additions(kept)
+
+
+def _without_additions(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields of ``source.ADDED`` that change nothing."""
+    config = copy.deepcopy(config)
+    for path, as_before in ADDED.items():
+        *groups, field = path.split(".")
+        group: Any = config
+        for name in groups:
+            group = group.get(name) if isinstance(group, dict) else None
+        if isinstance(group, dict) and group.get(field) == as_before:
+            del group[field]
+    return config
 
 
 def claim_workdir(workdir: Path, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import time
 from collections import namedtuple
 
 import jax
@@ -275,6 +276,22 @@ def test_what_the_background_could_not_write_is_said(tmp_path, monkeypatch, capl
     items.save([np.float32(3)], {})
     items.close()  # another error is on its way
     assert "No space left" in caplog.text
+
+
+def test_where_there_is_room_again_the_newer_one_is_written(tmp_path, caplog):
+    items = Checkpoints(tmp_path, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        usage = namedtuple("usage", "free")(0)
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+        items.save([np.float32(1)], {"value": 1})
+        while not items.failed:
+            time.sleep(0.01)
+    items.save([np.float32(2)], {"value": 2})
+    assert not items.failed
+    assert newest(tmp_path) == ("000002", 2)
+    assert "No space left" in caplog.text
+    assert "000002 is whole instead" in caplog.text
+    items.close()
 
 
 def test_what_cannot_be_removed_is_said_in_one_line(tmp_path, caplog):

@@ -275,6 +275,19 @@ def test_experts_of_another_run_are_refused(tmp_path):
         trajectories(tmp_path, experts=3, epochs=1)
 
 
+def test_experts_of_another_pool_are_trained_again(tmp_path, caplog):
+    """A run that goes back, or on elsewhere, may come to choose another."""
+    done = []
+    trajectories(tmp_path, {**IDENTITY, "pool": "before"}, experts=2)
+    now = {**IDENTITY, "pool": "now"}
+    trajectories(tmp_path, now, experts=2, on_chunk=done.append)
+    assert caplog.text.count("is of another pool; it is trained again") == 2
+    stored = checkpoint.read_metadata(tmp_path, "segment1_expert1")
+    assert stored is not None
+    assert stored["pool"] == "now"
+    assert done[-1] == 2
+
+
 def test_strangers_are_refused_before_anything_is_trained(tmp_path):
     trajectories(tmp_path, {**IDENTITY, "seed": 4}, experts=1, segment=1)
     (tmp_path / "segment1_expert0").rename(tmp_path / "segment1_expert4")

@@ -1,12 +1,13 @@
 """Runs that begin anew, or go on elsewhere: links, accounts, other machines."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dasm_jax import checkpoint, run, workdir
-from dasm_jax.errors import UserError
+from dasm_jax import checkpoint, numbered, run, workdir
+from dasm_jax.errors import CannotWrite, UserError
 from dasm_jax.experiments import distill as experiment
 from dasm_jax.experiments import keeper, kept
 from dasm_jax.plan import plan_segments
@@ -120,6 +121,27 @@ def test_time_and_memory_of_all_processes_are_counted(tmp_path, monkeypatch):
     assert workdir.highest_peak(manifest["peak_memory_bytes"]) == 10**15
 
 
+def test_what_could_not_be_kept_is_kept_an_outer_iteration_later(
+    calm, tmp_path, caplog
+):
+    saved = []
+
+    def save(folder, name, tree, metadata):
+        saved.append(name)
+        if len(saved) == 1:
+            raise CannotWrite("disk full")
+        checkpoint.save(folder, name, tree, metadata)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numbered, "checkpoint", SimpleNamespace(**vars(checkpoint)))
+        patch.setattr(numbered.checkpoint, "save", save)
+        start(tmp_path, checkpoint__minutes=1000.0)
+    # The end of the first segment, an outer iteration later, the end of the second.
+    assert saved == ["000001", "000002", "000003"]
+    assert "disk full; 000002 is whole instead" in caplog.text
+    assert outcome(tmp_path) == outcome(calm)
+
+
 def test_devices_that_are_used_are_counted():
     assert kept.machine(small_problem())["devices"] == 1
     assert kept.machine(small_problem(devices=2))["devices"] == 2
@@ -152,6 +174,15 @@ def test_what_the_last_bits_follow(monkeypatch):
     there = kept.machine(small_problem())
     assert checkpoint.differences(here, there) == ["XLA_FLAGS"]
     assert "--xla_cpu_enable_fast_math=true where it was" in kept.moved(here, there)
+
+
+def test_segments_of_another_length_are_more_than_last_bits(calm, tmp_path, caplog):
+    killed(tmp_path, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeper.kept, "schedule", lambda plans: {kept.SCHEDULE: "2 9"})
+        killed(tmp_path, 1)
+    assert "goes on with outer iterations 2 9 where it was 2 " in caplog.text
+    assert ": the set will be another one" in caplog.text
 
 
 def test_arrays_of_other_code_are_not_thrown_away(calm, tmp_path, caplog):

@@ -1,5 +1,6 @@
 """The workdir of a run: one run at a time, logs that go on, pipes, a power loss."""
 
+import hashlib
 import json
 import os
 import stat
@@ -14,8 +15,9 @@ from dasm_jax.errors import UserError
 from dasm_jax.experiments.rollback import Rollback, undo
 from dasm_jax.files import make_folder, open_to_append, write_atomically
 from dasm_jax.run_log import LogPosition, RunLog
-from dasm_jax.settings import from_config
-from dasm_jax.workdir import open_workdir
+from dasm_jax.settings import from_config, to_dict
+from dasm_jax.source import ADDED, RESULTS
+from dasm_jax.workdir import identity_of, open_workdir
 from tests.small import small_config
 from tests.stopped import Killed, _compiled_once, kill, start  # noqa: F401  (fixtures)
 from tests.torture import ROOT
@@ -34,6 +36,39 @@ def test_a_workdir_has_one_run_at_a_time(tmp_path):
         assert done.stdout == "False\n", done.stderr
     with open_workdir(str(tmp_path), settings) as folder:
         assert folder == tmp_path
+
+
+def test_a_run_that_is_older_than_a_field_is_ours(tmp_path):
+    settings = from_config(small_config())
+    config = to_dict(settings)
+    del config["dasm"]["polish_target"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open_workdir(str(tmp_path), settings):
+        pass
+    other = from_config(small_config(dasm__polish_target="pool"))
+    said = r"differs in dasm\.polish_target; use another"
+    with pytest.raises(UserError, match=said), open_workdir(str(tmp_path), other):
+        pass
+
+
+def test_fields_that_come_or_go_are_thought_of():
+    """Else runs made before are refused for a setting that nobody changed."""
+
+    def names(group, prefix=""):
+        for name, value in group.items():
+            yield from (
+                names(value, f"{prefix}{name}.")
+                if isinstance(value, dict)
+                else [f"{prefix}{name}"]
+            )
+
+    config, found = to_dict(from_config(small_config())), set()
+    for experiment in ("distill", "compare", "coreset"):  # together they read all
+        found |= {*names(identity_of(config | {"experiment": experiment}))}
+    text = "\n".join(sorted(found - {*ADDED}))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    said = "name it in source.ADDED, or raise RESULTS"
+    assert (RESULTS, digest) == (3, "e6eff8ce00fd"), said
 
 
 def test_what_a_kill_left_of_a_file_is_removed(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ class Keeper:
             "format": kept.FORMAT,
             "results": RESULTS,
         }
-        self._machine = kept.machine(problem)
+        self._machine = {**kept.machine(problem), **kept.schedule(plans)}
         if c.resume == "never":
             discard(folder)
         self._items = Checkpoints(self._folder, c.keep, careful=c.resume == "must")
@@ -189,8 +189,9 @@ class Keeper:
             on_outer(progress)
             self._unsaved = progress.snapshot
             last = progress.outer == progress.plan.outer_iterations
+            due = self._items.failed or time.monotonic() - self._saved >= every
             # All processes at once, for they have to go back to the same moments.
-            if not last and hosts.agree(int(time.monotonic() - self._saved >= every)):
+            if not last and hosts.agree(int(due)):
                 keep(progress.snapshot())
             stop_if_asked()
 

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from dasm_jax.workdir import PACKAGES
 
 FORMAT = 3  # of what is stored; a checkpoint of another one is refused
 MOST_AXES = 32
+SCHEDULE = "outer iterations"  # of the segments
 
 # What a file that is not ours makes of reading it.
 _NOT_OURS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -72,6 +73,11 @@ def machine(problem: Problem) -> dict[str, Any]:
     }
 
 
+def schedule(plans: Sequence[SegmentPlan]) -> dict[str, str]:
+    """How long segments are; it follows XLA's count of FLOPs, which may change."""
+    return {SCHEDULE: " ".join(str(plan.outer_iterations) for plan in plans)}
+
+
 def _cpu() -> str:
     """The model of this machine's CPU, as far as it is told."""
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -86,7 +92,9 @@ def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
     changes = _changes(before, now)
     if not changes:
         return ""
-    return printable(f"goes on with {', '.join(changes)}: the last bits may differ")
+    same_length = before.get(SCHEDULE) == now.get(SCHEDULE)
+    what = "the last bits may differ" if same_length else "the set will be another one"
+    return printable(f"goes on with {', '.join(changes)}: {what}")
 
 
 @contextmanager

@@ -167,7 +167,7 @@ class _Plans:
         for name in ("seed", "evaluate", "measure"):
             depends.pop(name)
         for name in NO_COST:
-            depends["dasm"].pop(name)
+            depends["dasm"].pop(name, None)
         depends["matcher"][s.matcher.name].pop("image")
         depends["target"] = target
         depends["data_hash"] = self._dataset.content_hash
