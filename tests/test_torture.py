@@ -4,11 +4,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 
+from dasm_jax import trainers
 from tests import dying, torture
+from tests.stopped import _compiled_once, start  # noqa: F401  (fixture)
 
 
 class FakeRun(torture.Run):
@@ -71,6 +74,13 @@ def test_all_moments_are_known():
             assert kind in torture.FROM_INSIDE or hasattr(torture.Run, kind)
 
 
+def test_programs_find_out_how_long_a_process_lives(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(FakeRun, "finish", lambda run: order.append(run.workdir.name))
+    tortured(tmp_path, monkeypatch, 1)
+    assert order == ["compiling", "calm", "killed_0"]
+
+
 def test_random_moments_are_of_the_whole_life(tmp_path, monkeypatch):
     run, drawn = torture.Run(tmp_path, tmp_path), []
     monkeypatch.setattr(torture, "after", drawn.append)
@@ -108,6 +118,18 @@ def test_only_whole_checkpoints_are_loaded(steps):
     assert moment._left == 98
 
 
+def test_checkpoints_are_completed_by_their_last_name(steps):
+    moment, folder = steps("completing")
+    item = folder / "000002"
+    moment("open", (item / "tree" / "a", "wb", 0))
+    moment("os.rename", (item / "b", item / "tree" / "metadata.json"))
+    moment("os.rename", (item / "b", folder / "evaluation_000" / "metadata.json"))
+    moment("os.rename", (item / "b", folder.parent / "synthetic.npz"))
+    assert moment._left == 100
+    moment("os.rename", (item / "b", str(item / "metadata.json"), -1, -1))
+    assert moment._left == 99
+
+
 @pytest.mark.parametrize(
     ("kind", "finished", "removed", "counts"),
     [
@@ -127,6 +149,21 @@ def test_what_is_removed(steps, kind, finished, removed, counts):
     assert moment._left == 100
     moment("os.remove", ("a",))
     assert moment._left == 100 - counts
+
+
+def test_the_networks_of_a_moment_are_told_apart(tmp_path, monkeypatch):
+    counts: Counter[str] = Counter()
+    for kind, (maker, user) in dying.CALLS.items():
+        # Put there once more, to be taken back in the end.
+        monkeypatch.setattr(trainers, maker, getattr(trainers, maker))
+        step = partial(counts.update, [kind])
+        dying.watch(trainers, maker, user, step)
+    for make in (trainers.make_trainer, trainers.make_predictor):
+        make.cache_clear()  # none of what was made before is watched
+    steps = {"dasm__score_steps": 7, "evaluate__steps": 6, "measure__networks": 1}
+    start(tmp_path, **steps, measure__steps=7)
+    # One network scores, five sets are evaluated; the one that measures does not count.
+    assert counts == {"training": 7, "scoring": 1, "evaluating": 5 * 6}
 
 
 def test_the_step_ends_the_process(tmp_path):

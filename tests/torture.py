@@ -5,8 +5,9 @@
 
 SIGKILL comes at random moments of the whole life of a process, and at chosen ones:
 while a checkpoint is written, loaded or removed, while an expert is written, during
-export, while networks score, after one has evaluated, and when the run is finished but
-its checkpoints are there. The same command is started again after each.
+export, while a network is trained to score, scores, or is trained to evaluate, and when
+the run is finished but its checkpoints are there. The same command is started again
+after each.
 """
 
 import argparse
@@ -49,7 +50,7 @@ MATCHERS = {
         (
             "writing_a_checkpoint",
             "exporting",
-            "loading",
+            "training",
             "scoring",
             "removing",
             "evaluating",
@@ -70,7 +71,15 @@ MATCHERS = {
         ("writing_an_expert", "loading", "writing_a_checkpoint"),
     ),
 }
-FROM_INSIDE = {"loading": 6, "removing": 6, "discarding": 12}  # of so many steps, one
+# Moments that processes end themselves at (``tests/dying.py``): of so many steps, one.
+FROM_INSIDE = {
+    "loading": 6,
+    "removing": 6,
+    "discarding": 12,
+    "training": 60,  # of one network
+    "scoring": 2,
+    "evaluating": 120,  # of two
+}
 PATIENCE = 600.0  # s that a process may take, on a machine that is busy with more
 
 
@@ -140,14 +149,18 @@ class Run:
         if kind == "random":
             return self.kill_at(after(rng.uniform(0, life)))
         if kind in FROM_INSIDE:
-            step = rng.integers(1, FROM_INSIDE[kind], endpoint=True)
-            return self.kill_at(lambda: False, "-m", "tests.dying", kind, str(step))
+            step = int(rng.integers(1, FROM_INSIDE[kind], endpoint=True))
+            return self.kill_inside(kind, step)
         return self.kill_at(getattr(self, kind)())
+
+    def kill_inside(self, kind: str, step: int) -> bool:
+        """Start it, and let it end itself at a moment of ``tests/dying.py``."""
+        return self.kill_at(lambda: False, "-m", "tests.dying", kind, str(step))
 
     def may_come(self, kind: str) -> bool:
         """Whether the next process can see this moment; what it loads must be there."""
         items = (self.workdir / "checkpoints").glob("[0-9]*")
-        return kind != "loading" or not all(map(_unfinished, items))
+        return kind != "loading" or not all(map(unfinished, items))
 
     @property
     def finished(self) -> bool:
@@ -166,32 +179,20 @@ class Run:
         return moment
 
     def writing_a_checkpoint(self) -> Callable[[], bool]:
-        """An item is there, and not whole."""
+        """One is there, and not whole."""
         items, begun = self.workdir / "checkpoints", self.begun()
-        return lambda: begun() and any(map(_unfinished, items.glob("[0-9]*")))
+        return lambda: begun() and any(map(unfinished, items.glob("[0-9]*")))
 
     def writing_an_expert(self) -> Callable[[], bool]:
         """The same of an expert; what an earlier kill left does not count."""
         folder = self.workdir / "experts"
-        known = {item for item in folder.glob("*") if _unfinished(item)}
-        return lambda: any(map(_unfinished, {*folder.glob("*")} - known))
+        known = {item for item in folder.glob("*") if unfinished(item)}
+        return lambda: any(map(unfinished, {*folder.glob("*")} - known))
 
     def exporting(self) -> Callable[[], bool]:
         """The set has a temporary file beside it."""
         known = set(self.workdir.glob(".synthetic.npz.*"))
         return lambda: bool(set(self.workdir.glob(".synthetic.npz.*")) - known)
-
-    def scoring(self) -> Callable[[], bool]:
-        """A segment has just ended, and the networks that score come next."""
-        pictures = self.workdir / "images"
-        known = len([*pictures.glob("*.png")])
-        return lambda: len([*pictures.glob("*.png")]) > known
-
-    def evaluating(self) -> Callable[[], bool]:
-        """One more set has been evaluated, and is kept."""
-        folder = self.workdir / "checkpoints"
-        known = len([*folder.glob("evaluation_*")])
-        return lambda: len([*folder.glob("evaluation_*")]) > known
 
     def where(self) -> str:
         """What the last line of the log says that was done."""
@@ -218,7 +219,8 @@ def after(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= until
 
 
-def _unfinished(item: Path) -> bool:
+def unfinished(item: Path) -> bool:
+    """Whether a checkpoint or an expert is there, and not whole."""
     return not (item / "metadata.json").exists()
 
 
@@ -235,8 +237,7 @@ def torture(
 
     Args:
       folder: for workdirs.
-      programs: for compiled programs; the first run in peace tells how long a process
-        lives, so they had better be there.
+      programs: for compiled programs.
       kills: how many, in as many runs as it takes.
       seed: of the random moments.
       options: of the command, after ``OPTIONS``.
@@ -246,6 +247,9 @@ def torture(
     Raises:
       AssertionError: a run fails, or the moments do not come.
     """
+    # Those that are killed find their programs: a life that is measured while they are
+    # compiled is longer, and random moments of it would come too late.
+    Run(folder / "compiling", programs, options).finish()
     calm, began = Run(folder / "calm", programs, options), time.monotonic()
     calm.finish()
     life = time.monotonic() - began
@@ -292,7 +296,6 @@ def main() -> None:
         for name, (changes, chosen) in MATCHERS.items():
             _say(f"{name}:")
             place = Path(folder) / name
-            Run(place / "compiling", programs, changes).finish()
             rest = (options.seed, changes, _say, chosen)
             fine &= torture(place, programs, shares[name], *rest)
     _say(f"{time.monotonic() - began:.0f} s in all")
