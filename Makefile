@@ -6,8 +6,6 @@ BIN := $(VENV)/bin
 OLDEST ?= python3.11
 NEWEST ?= python3.12
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-# What `make matrix` has installed.
-OTHERS := $(wildcard .venv-oldest/bin/python .venv-newest/bin/python)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test test-all matrix torture determinism fuzz lint bench bench-scaling bench-training
@@ -34,7 +32,7 @@ lint: $(VENV)/test  ## style and types
 	$(BIN)/pyright
 
 determinism: $(VENV)/test  ## which outputs have the same bits again, on four devices, and by the JAX of `make matrix`
-	$(BIN)/python -m tests.determinism $(OTHERS:%=--python %) $(ARGS)
+	$(BIN)/python -m tests.determinism $(ARGS)
 
 fuzz: $(VENV)/test  ## five minutes of damaged archives for the reader of sets
 	$(BIN)/python -W ignore -m tests.fuzz_npz $(ARGS)

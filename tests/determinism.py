@@ -1,11 +1,13 @@
 """Which outputs of a run have the same bits when it is run again, and where.
 
     make determinism
-    python -m tests.determinism --python .venv-newest/bin/python
+    python -m tests.determinism --python some/other/bin/python
 
-One config runs twice on one device and once on four (fake ones, on a CPU); then once
-with every other interpreter, which may hold another JAX. What differs is given as the
-largest difference. The exit code is 1 unless the second run has the bits of the first.
+One config runs twice on one device and once on four (fake ones, on a CPU); then the
+same with every other interpreter, which may hold another JAX. Every run compiles for
+itself: with the programs of an earlier one, a second run would not show that compiling
+gives the same ones again. What differs is given as the largest difference. The exit
+code is 1 unless every second run has the bits of the first.
 """
 
 import argparse
@@ -32,6 +34,9 @@ OPTIONS = (
     "--config.evaluate.steps=300",
     "--config.measure.steps=100",
 )
+# What `make matrix` installs.
+OTHERS = (".venv-oldest/bin/python", ".venv-newest/bin/python")
+ALONE, AGAIN, SAME = "one device", "again", "same bits"
 PATIENCE = 300.0
 VERSIONS = (
     "import jax, platform; "
@@ -39,16 +44,25 @@ VERSIONS = (
 )
 
 
+Outputs = dict[str, np.ndarray]  # of a run, by the name they have in the report
+
+
 class Run(NamedTuple):
-    """A run to compare with the first one."""
+    """A run, by what it has in the report."""
 
     title: str
     python: str
     devices: int
 
 
-def run(folder: Path, which: Run, options: Iterable[str]) -> dict[str, np.ndarray]:
-    """Run the program in ``folder``; returns its outputs by name.
+def runs_of(python: str) -> list[Run]:
+    """What runs with an interpreter: one, and two to compare with it."""
+    devices = {ALONE: 1, AGAIN: 1, "4 devices": 4}
+    return [Run(title, python, count) for title, count in devices.items()]
+
+
+def run(folder: Path, which: Run, options: Iterable[str]) -> Outputs:
+    """Run the program in ``folder``, with nothing compiled; returns its outputs.
 
     Raises:
       AssertionError: it failed.
@@ -59,11 +73,15 @@ def run(folder: Path, which: Run, options: Iterable[str]) -> dict[str, np.ndarra
         if "host_platform_device_count" not in flag
     ]
     flags.append(f"--xla_force_host_platform_device_count={which.devices}")
+    own = {
+        "JAX_COMPILATION_CACHE_DIR": f"{folder}_programs",
+        "XLA_FLAGS": " ".join(flags),
+    }
     command = [which.python, "main.py", *OPTIONS, *options, f"--workdir={folder}"]
     done = subprocess.run(
         [*command, f"--config.devices={which.devices}"],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": " ".join(flags)},
+        env=os.environ | own,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -72,8 +90,8 @@ def run(folder: Path, which: Run, options: Iterable[str]) -> dict[str, np.ndarra
     return outputs(folder)
 
 
-def outputs(folder: Path) -> dict[str, np.ndarray]:
-    """Everything that a run makes, by the name it has in the report."""
+def outputs(folder: Path) -> Outputs:
+    """Everything that a run makes."""
     file = (folder / "synthetic.npz").read_bytes()
     found = {"synthetic.npz, the file": np.frombuffer(file, np.uint8)}
     with np.load(folder / "synthetic.npz") as stored:
@@ -98,47 +116,64 @@ def outputs(folder: Path) -> dict[str, np.ndarray]:
 
 
 def compare(one: np.ndarray, other: np.ndarray) -> str:
-    """``same bits``, or the largest difference; ``others`` where there is none."""
+    """``SAME``, or the largest difference; ``others`` where there is none."""
     same_kind = (one.shape, one.dtype) == (other.shape, other.dtype)
     if same_kind and one.tobytes() == other.tobytes():
-        return "same bits"
+        return SAME
     if not same_kind or one.dtype.kind != "f":
         return "others"
     return f"{np.abs(one.astype(np.float64) - other).max():.1e}"
 
 
 def report(
-    runs: list[Run], folder: Path, options: Iterable[str] = ()
+    folder: Path, pythons: Iterable[str], options: Iterable[str] = ()
 ) -> tuple[str, bool]:
-    """Run all, and compare each with the first.
+    """Run with all interpreters, and compare what the runs of each of them make.
+
+    Args:
+      folder: for workdirs.
+      pythons: interpreters; what the first one makes is compared with all others.
+      options: of the command, after ``OPTIONS``.
 
     Returns:
-      a table as Markdown, and whether the second has the bits of the first.
+      tables as Markdown, and whether every second run has the bits of the first.
     """
-    found = [run(folder / str(i), which, options) for i, which in enumerate(runs)]
-    first, others = found[0], found[1:]
-    rows = [["compared with one device", *(which.title for which in runs[1:])]]
-    rows.append(["---"] * len(rows[0]))
+    tables, same, elsewhere = [], True, {}
+    for number, python in enumerate(pythons):
+        found = {
+            each.title: run(folder / f"{number} {each.title}", each, options)
+            for each in runs_of(python)
+        }
+        first, with_what = found.pop(ALONE), _versions(python)
+        tables.append(table(f"{ALONE}, {with_what}", first, found | elsewhere))
+        same &= all(compare(first[name], found[AGAIN][name]) == SAME for name in first)
+        elsewhere = elsewhere or {with_what: first}
+    return "\n\n".join(tables), same
+
+
+def table(title: str, first: Outputs, others: dict[str, Outputs]) -> str:
+    """How others differ from the first, as Markdown."""
+    rows = [[f"compared with {title}", *others], ["---"] * (1 + len(others))]
     for name in first:
-        rows.append([name, *(compare(first[name], other[name]) for other in others)])
-    same = all(row[1] == "same bits" for row in rows[2:])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows), same
+        rows.append([name, *(compare(first[name], o[name]) for o in others.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
-    """Parse the options, run, print the table."""
+    """Parse the options, run, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--python", action="append", default=[], help="another interpreter, with JAX"
     )
     options = parser.parse_args()
-    runs = [Run("", sys.executable, 1), Run("again", sys.executable, 1)]
-    runs.append(Run("4 devices", sys.executable, 4))
-    for python in options.python:
-        runs.append(Run(_versions(python), python, 1))
+    missing = [name for name in OTHERS if not (ROOT / name).exists()]
+    if missing:
+        print(f"run `make matrix` first to compare with {' and '.join(missing)}")
+    there = [str(ROOT / name) for name in OTHERS if name not in missing]
     with tempfile.TemporaryDirectory() as folder:
-        table, same = report(runs, Path(folder))
-    print(f"one device: {_versions(sys.executable)}\n\n{table}")
+        pythons = [sys.executable, *there, *options.python]
+        tables, same = report(Path(folder), pythons)
+    print(tables)
     sys.exit(not same)
 
 
