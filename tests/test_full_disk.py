@@ -1,9 +1,16 @@
 """No room: one line that says where, nothing lost, and the same bytes afterwards."""
 
+import math
+import re
 import resource
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,11 +31,26 @@ from tests.stopped import (  # noqa: F401  (fixtures)
 )
 from tests.torture import Run
 
-ROOM = "make room there, then start the same command again"
+HIGHER = "raise the limit on the size of files (ulimit -f)"
+
+
+class Disk(NamedTuple):
+    """A folder in which no more can be written at some moment."""
+
+    folder: Path
+    fill: Callable[[], object]
+    make_room: Callable[[], object]
+    says: str  # the reason and the remedy
+
+
+@pytest.fixture(params=["small_disk", "limit"])
+def disk(request):
+    """Room ends in two ways; a limit can be set where no disk can be mounted."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
-def disk(tmp_path):
+def small_disk(tmp_path):
     """A disk of its own, of 2 MB."""
     path = tmp_path / "disk"
     path.mkdir()
@@ -39,17 +61,36 @@ def disk(tmp_path):
         pytest.skip(f"no tmpfs can be mounted here: {error}")
     if done.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    yield path
+    ballast = path / "ballast"
+    says = "No space left on device; make room there, then start the same command again"
+    yield Disk(path, partial(fill, ballast), ballast.unlink, says)
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def fill(disk):
-    """Leave no byte; returns the file that takes them."""
-    path = disk / "ballast"
-    with path.open("wb", 0) as file, suppress(OSError):
+def fill(ballast):
+    """Leave no byte; this file takes them."""
+    with ballast.open("wb", 0) as file, suppress(OSError):
         while True:
             file.write(b"0" * 4096)
-    return path
+
+
+@pytest.fixture
+def limit(tmp_path):
+    """A limit on the size of files, of this process: none can grow past a byte."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+
+    def make_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+    def forbid():
+        # What is compiled then must not be left torn in the cache that tests share.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+
+    yield Disk(tmp_path, forbid, make_room, f"File too large; {HIGHER}")
+    make_room()
 
 
 def until_full(write):
@@ -60,11 +101,12 @@ def until_full(write):
 
 @pytest.mark.parametrize("units", [1, 3, 5, 9])
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(calm, disk, units):
-    workdir = disk / "run"
+    workdir = disk.folder / "run"
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, units, lambda: fill(disk))
-        with pytest.raises(CannotWrite, match=ROOM) as caught:
+        stop_after(patch, units, disk.fill)
+        with pytest.raises(CannotWrite, match=re.escape(disk.says)) as caught:
             start(workdir)
+    disk.make_room()
     assert f"cannot write {workdir}" in str(caught.value)
     assert not list(workdir.rglob(".*.unfinished"))
     whole = [
@@ -74,13 +116,13 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(calm, disk, units):
     ]
     assert whole == items(workdir)
     assert bool(whole) == (units > 1)
-    (disk / "ballast").unlink()
     start(workdir)
     assert outcome(workdir) == outcome(calm)
 
 
 def test_what_was_there_stays(disk):
-    log = RunLog(disk, 1)
+    folder, says = disk.folder, re.escape(disk.says)
+    log = RunLog(folder, 1)
     log.metrics("a")
     log.line("a")
     writers = {
@@ -93,20 +135,20 @@ def test_what_was_there_stays(disk):
         ),
     }
     for name, write in writers.items():
-        write(disk / name, 4)
-    before = {name: (disk / name).read_bytes() for name in writers}
-    ballast = fill(disk)
+        write(folder / name, 4)
+    before = {name: (folder / name).read_bytes() for name in writers}
+    disk.fill()
     for name, write in writers.items():
-        with pytest.raises(CannotWrite, match=f"cannot write {disk / name}: No space"):
-            write(disk / name, 5000)
-    with pytest.raises(CannotWrite, match=ROOM):
+        with pytest.raises(CannotWrite, match=f"cannot write {folder / name}: {says}"):
+            write(folder / name, 5000)
+    with pytest.raises(CannotWrite, match=says):
         until_full(lambda: log.metrics("b", text="b" * 99))
-    with pytest.raises(CannotWrite, match=ROOM):
+    with pytest.raises(CannotWrite, match=says):
         until_full(lambda: log.line("b" * 99))
     log.close()
-    assert {name: (disk / name).read_bytes() for name in writers} == before
-    ballast.unlink()
-    assert not list(disk.glob(".*"))
+    assert {name: (folder / name).read_bytes() for name in writers} == before
+    disk.make_room()
+    assert not list(folder.glob(".*"))
 
 
 def test_a_table_ends_where_nothing_can_be_written(tmp_path, monkeypatch):
@@ -133,7 +175,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
     assert process.returncode == 2, errors
     (line,) = errors.splitlines()
     assert line.startswith(f"error: cannot write {run.workdir}/checkpoints/0000")
-    assert "File too large; raise the limit on the size of files" in line
+    assert f"File too large; {HIGHER}" in line
     assert len(items(run.workdir)) == 2
     with np.load(run.workdir / "synthetic.npz") as file:
         assert len(file["images"])
