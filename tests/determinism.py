@@ -37,7 +37,7 @@ OPTIONS = (
 # What `make matrix` installs.
 OTHERS = (".venv-oldest/bin/python", ".venv-newest/bin/python")
 ALONE, AGAIN, SAME = "one device", "again", "same bits"
-PATIENCE = 300.0
+PATIENCE = 1200.0  # s that a run may take, most of them for compiling
 VERSIONS = (
     "import jax, platform; "
     "print(f'Python {platform.python_version()}, jax {jax.__version__}')"
