@@ -156,7 +156,9 @@ def get_config() -> ConfigDict:
     # "name: field=value …", fields of dasm, matcher and synthetic; or a name of
     # curve.methods alone
     study.arms = ("random", "idc", "dasm")
-    study.baseline = "idc"  # arm that the others are compared with
+    # Arm that the others are compared with, and whose matching FLOPs they get; further
+    # ones after commas get a column of differences each
+    study.baseline = "idc"
     study.ipcs = (10, 50)
     study.seeds = (0, 1, 2)  # of synthesis and evaluation
     study.prefixes = False  # of the largest runs too, where a segment ends at an IPC

@@ -74,9 +74,16 @@ def test_arms_and_baseline_go_together():
         (("dasm", "x: dasm.rho=0.1", "x: dasm.rho=0.2"), "dasm", "two arms named 'x'"),
         (("dasm",), "das", "did you mean 'dasm'"),
         (("dasm", "random"), "random", "name an arm that is matched"),
+        (("dasm", "random"), "random, dasm", "name an arm that is matched first"),
+        (("dasm", "idc"), "dasm, ids", "baseline='ids'.*did you mean 'idc'"),
+        (("dasm",), "dasm,", "baseline=''"),
     ]:
         with pytest.raises(UserError, match=message):
             arms_with(*lines, baseline=baseline)
+    # Real images may stand for what others are held against, once FLOPs are settled.
+    arms_with("dasm", "random", baseline="dasm, random")
+    several = settings_with(study__baseline=" one,dasm , one").study
+    assert several.baselines == ("one", "dasm")
 
 
 def test_what_does_not_hold_together_names_the_arm(tmp_path):

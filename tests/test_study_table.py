@@ -106,52 +106,55 @@ ROWS = [
 
 def test_a_difference_is_paired_and_said():
     # Seeds differ by ten points, and the pairs by two: unpaired it would not be seen.
-    (table,) = tables_of(ROWS, "base")
-    said = {line.entry.arm: line.text for line in table.lines}
+    (table,) = tables_of(ROWS, ("base",))
+    said = {line.entry.arm: line.against["base"].text for line in table.lines}
     assert said["base"] == "baseline"
     assert said["better"] == "+2.3 [1.6, 3.1]"
-    assert said["same"] == "no difference seen"
+    # A number in any case: what is not seen may be large all the same.
+    assert said["same"] == "-0.2 [-2.1, 1.7], no difference seen"
     assert said["full"].startswith("+39.5 [")
 
 
 def test_the_figure_shows_what_the_table_says():
-    (table,), panels = tables_of(ROWS, "base"), panels_of(ROWS, "base")
+    (table,), panels = tables_of(ROWS, ("base",)), panels_of(ROWS, "base")
     shown = panels["IPC 2"]
     for line in table.lines:
-        if line.against is not None and line.entry.arm != "full":
+        found = line.against["base"].found
+        if found is not None and line.entry.arm != "full":
             _, low, high = shown[line.entry.arm]
-            assert line.against.seen == (not low <= 0 <= high)
+            assert found.seen == (not low <= 0 <= high)
 
 
 def test_a_baseline_that_matches_nothing_has_no_ratios():
     rows = [row._replace(flops=0.0 if row.arm == "base" else 2.0) for row in ROWS]
-    (table,) = tables_of(rows, "base")
+    (table,) = tables_of(rows, ("base",))
     assert {line.ratio for line in table.lines} == {None}
-    assert "| better |" in render_markdown(rows, "base")
+    assert "| better |" in render_markdown(rows, ("base",))
 
 
 def test_pairs_need_the_same_seed_and_network():
     rows = [r for r in ROWS if not (r.arm == "better" and r.seed == 1)]
-    (table,) = tables_of(rows, "base")
-    found = next(line for line in table.lines if line.entry.arm == "better")
-    assert found.against.seeds == 2
-    assert found.against.mean == pytest.approx(0.025)
+    (table,) = tables_of(rows, ("base",))
+    line = next(line for line in table.lines if line.entry.arm == "better")
+    found = line.against["base"].found
+    assert found.seeds == 2
+    assert found.mean == pytest.approx(0.025)
     one = [r for r in ROWS if r.seed == 0]
-    (table,) = tables_of(one, "base")
-    found = next(line for line in table.lines if line.entry.arm == "better")
-    assert found.text == "+2.5 (one seed)"
+    (table,) = tables_of(one, ("base",))
+    line = next(line for line in table.lines if line.entry.arm == "better")
+    assert line.against["base"].text == "+2.5 (one seed)"
 
 
 def test_the_markdown_holds_all():
-    text = render_markdown(ROWS, "base")
+    text = render_markdown(ROWS, ("base",))
     flat = " ".join(text.split())
     assert "| IPC 2 | accuracy | against base | FLOPs | seconds |" in text
     assert "| base | 50.5 ± 10.0 | baseline | 1.000 | 0 |" in text
-    assert "| same | 50.3 ± 9.5 | no difference seen |" in text
+    assert "| same | 50.3 ± 9.5 | -0.2 [-2.1, 1.7], no difference seen |" in text
     assert "Test accuracy in %, mean ± std over seeds (0, 1, 2)" in flat
     assert "bad, IPC 2, seed 0 failed: it &#124; failed" in flat
     assert all(len(line) <= 80 for line in text.splitlines())
-    assert "+2.3 [1.6, 3.1]" in render_text(ROWS, "base")
+    assert "+2.3 [1.6, 3.1]" in render_text(ROWS, ("base",))
 
 
 def test_means_and_spread_are_over_seeds():
@@ -165,16 +168,54 @@ def test_prefixes_stand_beside_runs_made_for_their_size():
     prefix = arm_rows("base", np.subtract(BASE, 0.05).tolist(), made_as=4)
     (note,) = prefix_notes([*ROWS, *prefix])
     assert note == "base, first 2 of 4, against base made for it: -5.0 [-5.0, -5.0]"
-    (table,) = tables_of([*ROWS, *prefix], "base")
+    (table,) = tables_of([*ROWS, *prefix], ("base",))
     labels = [line.entry.label for line in table.lines]
     assert "base, first 2 of 4" in labels
-    summary = summary_of([*ROWS, *prefix], "base")
+    summary = summary_of([*ROWS, *prefix], ("base",))
     line = next(x for x in summary["table"] if x["set"] == "base, first 2 of 4")
     assert line["difference"] == pytest.approx(-0.05)
+    # Of any arm, and with numbers where no difference is seen.
+    own = np.add(BASE, [[0.03], [0.0], [-0.02]]).tolist()
+    rows = [*ROWS, *prefix, *arm_rows("same", own, made_as=4)]
+    said = dict(note.split(" made for it: ") for note in prefix_notes(rows))
+    assert said["same, first 2 of 4, against same"] == (
+        "+0.5 [-5.2, 6.2], no difference seen"
+    )
+    shown = {x["set"]: x for x in summary_of(rows, ("base",))["table"]}
+    assert "against_made_for_it" not in shown["same"]
+    kept = shown["same, first 2 of 4"]["against_made_for_it"]
+    assert kept["difference"] == pytest.approx(0.005)
+    assert (kept["seen"], kept["low"] < 0 < kept["high"]) == (False, True)
+
+
+def test_every_baseline_has_a_column():
+    both = ("base", "better")
+    text = render_markdown(ROWS, both)
+    assert "| IPC 2 | accuracy | against base | against better | FLOPs |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+    assert "| base | 50.5 ± 10.0 | baseline | -2.3 [-3.1, -1.6] | 1.000 |" in text
+    assert "| better | 52.8 ± 9.8 | +2.3 [1.6, 3.1] | baseline | 1.000 |" in text
+    assert "Difference to base and to better in points" in " ".join(text.split())
+    # A terminal has room for one of them at a time.
+    shown = render_text(ROWS, both)
+    assert "IPC 2, against base\n" in shown
+    assert "IPC 2, against better\nbase    50.5 ± 10.0  -2.3 [-3.1, -1.6]\n" in shown
+    # The first one is as if it were alone, in the file that programs read as well.
+    alone, summary = summary_of(ROWS, ("base",)), summary_of(ROWS, both)
+    for one, line in zip(alone["table"], summary["table"], strict=True):
+        further = line.pop("against", {})
+        assert line == one
+        # The full set is in every table, and in none of them alone.
+        assert ("better" in further) == (one["set"] not in ("better", "Full"))
+    base = summary_of(ROWS, both)["table"][0]
+    assert "difference" not in base
+    assert base["against"]["better"]["difference"] == pytest.approx(-0.0233, abs=1e-4)
 
 
 def test_the_baseline_must_be_there(tmp_path):
     path = tmp_path / "cells.csv"
     path.write_bytes(to_csv(ROWS))
-    with pytest.raises(UserError, match=r"study\.baseline='one' is no arm of"):
-        start(tmp_path / "x", study__rows=str(path))
+    for baseline in ("one", "base, one"):
+        with pytest.raises(UserError, match=r"study\.baseline='one' is no arm of"):
+            start(tmp_path / "x", study__rows=str(path), study__baseline=baseline)

@@ -1,4 +1,4 @@
-r"""The controls without which no result counts, against IDC.
+r"""The controls without which no result counts, against IDC and DASM.
 
     python main.py --config=configs/study/controls.py:digits \
         --workdir=runs/controls_digits
@@ -10,6 +10,6 @@ from configs.study import base
 
 
 def get_config(dataset=""):
-    config = base.table("controls", dataset, base.CONTROLS, "idc")
+    config = base.table("controls", dataset, base.CONTROLS, "idc, dasm")
     config.study.prefixes = True
     return config

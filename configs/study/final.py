@@ -13,7 +13,7 @@ from configs.study import base
 def get_config(dataset=""):
     coresets = ("random", "herding", "k_means")
     arms = (*coresets, "idc", "full_pool: dasm.pool=full", "dasm")
-    config = base.table("final", dataset, arms, "idc")
+    config = base.table("final", dataset, arms, "idc, dasm")
     config.data.validation = 0.0
     config.study.prefixes = True
     config.study.seeds = (10, 11, 12, 13, 14)  # none that a choice was made with

@@ -210,8 +210,8 @@ def _gain_label(gain: Gain, rows: list[Row]) -> str:
 def _gain_reading(rows: list[Row], count: int) -> str:
     return (
         f"Accuracy on {rows[0].split} images by their difficulty, decile 1 the "
-        "easiest: points over the first run, with a 95 % interval paired by seed where "
-        f"that leaves out zero; else '{NOT_SEEN}'. {11 * count} intervals are as many "
+        "easiest: points over the first run, with a 95 % interval paired by seed; "
+        f"'{NOT_SEEN}' where that holds zero. {11 * count} intervals are as many "
         "chances to see what is not there."
     )
 

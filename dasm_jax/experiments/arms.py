@@ -45,15 +45,15 @@ def arms_of(settings: Settings) -> dict[str, Arm]:
         if arm.name in arms:
             raise UserError(f"config.study.arms has two arms named {arm.name!r}")
         arms[arm.name] = arm
-    baseline = settings.study.baseline
-    if baseline not in arms:
+    baselines = settings.study.baselines
+    for name in baselines:
+        if name not in arms:
+            raise UserError(unknown_name(f"config.study.baseline={name!r}", name, arms))
+    if arms[baselines[0]].selected:
         raise UserError(
-            unknown_name(f"config.study.baseline={baseline!r}", baseline, arms)
-        )
-    if arms[baseline].selected:
-        raise UserError(
-            f"config.study.baseline={baseline!r} selects real images, and its matching "
-            "FLOPs, which all arms are to equal, are none; name an arm that is matched"
+            f"config.study.baseline={baselines[0]!r} selects real images, and its "
+            "matching FLOPs, which all arms are to equal, are none; name an arm that "
+            "is matched first"
         )
     return arms
 

@@ -1,4 +1,4 @@
-"""A study: arms that differ in a few settings, compared pair by pair with one of them.
+"""A study: arms that differ in a few settings, and their differences pair by pair.
 
 All arms of one size get equal counted matching FLOPs and equal evaluation.
 """
@@ -129,7 +129,7 @@ def sources_of(settings: Settings, arms: dict[str, Arm], made: Any) -> list[Sour
 
 
 class _Plans:
-    """Lengths of runs that give every arm the matching FLOPs of the baseline.
+    """Lengths of runs that give every arm the matching FLOPs of the first baseline.
 
     Counting takes seconds an arm, so the workdir keeps what was counted.
     """
@@ -142,7 +142,7 @@ class _Plans:
         workdir: Path,
     ):
         self._settings, self._dataset = settings, dataset
-        self._baseline = arms[settings.study.baseline]
+        self._baseline = arms[settings.study.baselines[0]]
         self._path = workdir / "plans.json"
         self._found = read_record(self._path) if self._path.exists() else {}
 
@@ -221,16 +221,20 @@ def _publish(settings: Settings, workdir: Path, document: Path, rows: list[Row])
     from dasm_jax import plots  # here, for matplotlib takes a while to import
 
     c = settings.study
-    if c.baseline not in {row.arm for row in rows}:
-        raise UserError(
-            f"config.study.baseline={c.baseline!r} is no arm of config.study.rows"
-        )
+    known = {row.arm for row in rows}
+    for name in c.baselines:
+        if name not in known:
+            raise UserError(
+                f"config.study.baseline={name!r} is no arm of config.study.rows"
+            )
+    # A figure of two baselines would be twice as wide: the first one's alone.
+    first = c.baselines[0]
     dataset = rows[0].setup.split(";")[0]
     title = f"{c.name}, {dataset}"
-    markdown = study_table.render_markdown(rows, c.baseline)
+    markdown = study_table.render_markdown(rows, c.baselines)
     curves = plots.accuracy_curves(*study_table.curves_of(rows), title=title)
-    panels = study_table.panels_of(rows, c.baseline)
-    forest = plots.intervals(panels, f"points against {c.baseline}", title=title)
+    panels = study_table.panels_of(rows, first)
+    forest = plots.intervals(panels, f"points against {first}", title=title)
     files = {
         "cells.csv": to_csv(rows),
         "table.md": markdown.encode(),
@@ -238,7 +242,7 @@ def _publish(settings: Settings, workdir: Path, document: Path, rows: list[Row])
         "differences.png": plots.to_png(forest),
     }
     write_all(workdir, files)
-    write_json(workdir / "summary.json", study_table.summary_of(rows, c.baseline))
+    write_json(workdir / "summary.json", study_table.summary_of(rows, c.baselines))
     paths = written(workdir, *files)
     if c.document:
         name = slug(f"{c.name}_{dataset}")
@@ -251,4 +255,4 @@ def _publish(settings: Settings, workdir: Path, document: Path, rows: list[Row])
         source = f"Rows: [{name}.csv](study/{name}.csv).\n"
         renew_section(document, f"study: {title}", f"{text}\n\n{markdown}\n{source}")
         paths += f"\n      {document}\n      {folder / name}.csv"
-    return f"{study_table.render_text(rows, c.baseline)}\n\n{paths}"
+    return f"{study_table.render_text(rows, c.baselines)}\n\n{paths}"

@@ -1,5 +1,6 @@
 """Tables and figures of a study, made of its rows alone."""
 
+import itertools
 import statistics
 import textwrap
 from typing import Any, NamedTuple
@@ -85,24 +86,32 @@ def difference(one: Entry, other: Entry) -> Difference | None:
 
 
 def verdict(found: Difference | None) -> str:
-    """``+0.8 [0.3, 1.2]`` in points, or that no difference was seen."""
+    """``+0.8 [0.3, 1.2]`` in points, and that none is seen where zero is inside.
+
+    The numbers stand there in any case: such an interval may hold several points.
+    """
     if found is None:
         return ""
     if found.low is None or found.high is None:
         return f"{100 * found.mean:+.1f} (one seed)"
-    if not found.seen:
-        return NOT_SEEN
     low, high = 100 * found.low, 100 * found.high
-    return f"{100 * found.mean:+.1f} [{low:.1f}, {high:.1f}]"
+    text = f"{100 * found.mean:+.1f} [{low:.1f}, {high:.1f}]"
+    return text if found.seen else f"{text}, {NOT_SEEN}"
+
+
+class Versus(NamedTuple):
+    """An entry beside a baseline of its size."""
+
+    found: Difference | None  # None of the baseline itself, and where it is not there
+    text: str
 
 
 class Line(NamedTuple):
-    """An entry beside the baseline of its size."""
+    """An entry beside the baselines of its size."""
 
     entry: Entry
-    against: Difference | None  # None of the baseline itself
-    text: str  # of the difference
-    ratio: float | None  # of matching FLOPs to the baseline's; None where one has none
+    against: dict[str, Versus]  # by baseline
+    ratio: float | None  # of matching FLOPs to the first one's; None where one has none
 
 
 class Table(NamedTuple):
@@ -112,37 +121,54 @@ class Table(NamedTuple):
     lines: list[Line]
 
 
-def tables_of(rows: list[Row], baseline: str) -> list[Table]:
+def tables_of(rows: list[Row], baselines: tuple[str, ...]) -> list[Table]:
     """A table per size; the full set is in each."""
     entries = entries_of(rows)
     full = [entry for entry in entries if entry.arm == FULL]
-    bases = {e.ipc: e for e in entries if e.arm == baseline and e.made_as == e.ipc}
+    made = _made_for_their_size(entries)
     tables = []
     for ipc in sorted({row.ipc for row in rows} - {0}):
+        bases = {name: made.get((name, ipc)) for name in baselines}
+        first = bases[baselines[0]]
         lines = []
         for entry in [e for e in entries if e.ipc == ipc] + full:
-            base = bases.get(ipc)
-            found = None if base in (None, entry) else difference(entry, base)
-            text = "baseline" if entry is base else verdict(found)
+            against = {name: _versus(entry, base) for name, base in bases.items()}
             ratio = None
-            if base and base.flops and entry.flops:
-                ratio = entry.flops / base.flops
-            lines.append(Line(entry, found, text, ratio))
+            if first and first.flops and entry.flops:
+                ratio = entry.flops / first.flops
+            lines.append(Line(entry, against, ratio))
         tables.append(Table(ipc, lines))
     return tables
 
 
-def prefix_notes(rows: list[Row]) -> list[str]:
-    """Every prefix against the run made for its size."""
+def _versus(entry: Entry, base: Entry | None) -> Versus:
+    if entry is base:
+        return Versus(None, "baseline")
+    found = None if base is None else difference(entry, base)
+    return Versus(found, verdict(found))
+
+
+def _made_for_their_size(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
+    return {(e.arm, e.ipc): e for e in entries if e.made_as == e.ipc}
+
+
+def prefixes_of(rows: list[Row]) -> list[tuple[Entry, Difference | None]]:
+    """Every prefix, against the run that its arm made for its size."""
     entries = entries_of(rows)
-    own = {(e.arm, e.ipc): e for e in entries if e.made_as == e.ipc}
-    notes = []
-    for entry in entries:
-        made = own.get((entry.arm, entry.ipc))
-        if made is not None and entry is not made:
-            text = verdict(difference(entry, made))
-            notes.append(f"{entry.label}, against {entry.arm} made for it: {text}")
-    return notes
+    made = _made_for_their_size(entries)
+    return [
+        (entry, difference(entry, made[entry.arm, entry.ipc]))
+        for entry in entries
+        if entry.made_as != entry.ipc and (entry.arm, entry.ipc) in made
+    ]
+
+
+def prefix_notes(rows: list[Row]) -> list[str]:
+    """``prefixes_of`` in words."""
+    return [
+        f"{entry.label}, against {entry.arm} made for it: {verdict(found)}"
+        for entry, found in prefixes_of(rows)
+    ]
 
 
 def _failures(rows: list[Row]) -> list[str]:
@@ -153,7 +179,7 @@ def _failures(rows: list[Row]) -> list[str]:
     ]
 
 
-def _head(rows: list[Row], baseline: str) -> str:
+def _head(rows: list[Row], baselines: tuple[str, ...]) -> str:
     def every(name: str) -> str:
         found = {getattr(row, name) for row in rows if not row.failure}
         return ", ".join(sorted(map(str, found)))
@@ -163,9 +189,10 @@ def _head(rows: list[Row], baseline: str) -> str:
     return (
         f"{rows[0].setup}. {split.capitalize()} accuracy in %, mean ± std over seeds "
         f"({every('seed')}) of the mean over {networks} networks. Difference to "
-        f"{baseline} in points with its 95 % interval, paired by seed and network; "
-        f"'{NOT_SEEN}' where that holds zero. FLOPs: counted matching FLOPs "
-        f"over those of {baseline}. {every('date')}, {every('device')}, commit "
+        f"{' and to '.join(baselines)} in points with its 95 % interval, paired by "
+        f"seed and network; '{NOT_SEEN}' where that holds zero. FLOPs: counted "
+        f"matching FLOPs over those of {baselines[0]}. {every('date')}, "
+        f"{every('device')}, commit "
         f"{every('commit')}."
     )
 
@@ -176,37 +203,42 @@ def _seeds(entry: Entry, rows: list[Row]) -> str:
     return "" if {*entry.networks} == every else f" ({len(entry.networks)})"
 
 
-def render_text(rows: list[Row], baseline: str) -> str:
-    """The tables for a terminal of 80 columns."""
-    lines = textwrap.wrap(_head(rows, baseline), 80)
-    tables = tables_of(rows, baseline)
-    labels = [line.entry.label for table in tables for line in table.lines]
-    width = max(map(len, labels), default=0)
-    for table in tables:
-        lines += ["", f"IPC {table.ipc}"]
-        for entry, _, text, _ in table.lines:
-            accuracy = percent(entry.mean, entry.std) + _seeds(entry, rows)
-            lines.append(f"{entry.label:<{width}}  {accuracy:<15}  {text}".rstrip())
+def _accuracy(entry: Entry, rows: list[Row]) -> str:
+    return percent(entry.mean, entry.std) + _seeds(entry, rows)
+
+
+def render_text(rows: list[Row], baselines: tuple[str, ...]) -> str:
+    """The tables for a terminal of 80 columns: one baseline below the other."""
+    lines = textwrap.wrap(_head(rows, baselines), 80)
+    tables = tables_of(rows, baselines)
+    shown = [line.entry for table in tables for line in table.lines]
+    width = max((len(entry.label) for entry in shown), default=0)
+    wide = max((len(_accuracy(entry, rows)) for entry in shown), default=0)
+    for table, name in itertools.product(tables, baselines):
+        named = f", against {name}" if len(baselines) > 1 else ""
+        lines += ["", f"IPC {table.ipc}{named}"]
+        for entry, against, _ in table.lines:
+            accuracy = f"{_accuracy(entry, rows):<{wide}}"
+            text = f"{entry.label:<{width}}  {accuracy}  {against[name].text}"
+            lines.append(text.rstrip())
     for note in [*prefix_notes(rows), *_failures(rows)]:
         lines += ["", *textwrap.wrap(note, 80, subsequent_indent="  ")]
     return "\n".join(lines)
 
 
-def render_markdown(rows: list[Row], baseline: str) -> str:
+def render_markdown(rows: list[Row], baselines: tuple[str, ...]) -> str:
     """The tables for a document, with what one must know to repeat them."""
-    lines = textwrap.wrap(as_text(_head(rows, baseline)), 80)
-    for table in tables_of(rows, baseline):
-        lines += [
-            "",
-            f"| IPC {table.ipc} | accuracy | against {as_text(baseline)} | FLOPs | "
-            "seconds |",
-            "|---|---|---|---|---|",
-        ]
-        for entry, _, text, times in table.lines:
-            accuracy = percent(entry.mean, entry.std) + _seeds(entry, rows)
+    lines = textwrap.wrap(as_text(_head(rows, baselines)), 80)
+    columns = [f"against {as_text(name)}" for name in baselines]
+    for table in tables_of(rows, baselines):
+        heads = [f"IPC {table.ipc}", "accuracy", *columns, "FLOPs", "seconds"]
+        lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        for entry, against, times in table.lines:
+            texts = [versus.text for versus in against.values()]
             ratio = "" if times is None else f"{times:.3f}"
             seconds = f"{entry.seconds:.0f}" if entry.arm != FULL else ""
-            cells = (as_text(entry.label), accuracy, text, ratio, seconds)
+            accuracy = _accuracy(entry, rows)
+            cells = (as_text(entry.label), accuracy, *texts, ratio, seconds)
             lines.append("| " + " | ".join(cells) + " |")
     notes = [*prefix_notes(rows), *_failures(rows)]
     changes = {row.arm: row.changes for row in rows if row.changes}
@@ -217,16 +249,23 @@ def render_markdown(rows: list[Row], baseline: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary_of(rows: list[Row], baseline: str) -> dict[str, Any]:
+def _plain(found: Difference) -> dict[str, Any]:
+    ends = {"low": found.low, "high": found.high}
+    return {"difference": found.mean, **ends, "seen": found.seen}
+
+
+def summary_of(rows: list[Row], baselines: tuple[str, ...]) -> dict[str, Any]:
     """Everything that the tables round, as plain JSON."""
     against = {
         (line.entry.arm, table.ipc, line.entry.made_as): line.against
-        for table in tables_of(rows, baseline)
+        for table in tables_of(rows, baselines)
         for line in table.lines
     }
+    own = {(e.arm, e.ipc, e.made_as): found for e, found in prefixes_of(rows)}
     table = []
     for entry in entries_of(rows):
-        found = against.get((entry.arm, entry.ipc, entry.made_as))
+        place = (entry.arm, entry.ipc, entry.made_as)
+        beside = against.get(place, {})
         line = {
             "set": entry.label,
             "ipc": entry.ipc,
@@ -236,14 +275,21 @@ def summary_of(rows: list[Row], baseline: str) -> dict[str, Any]:
             "matching_flops": entry.flops,
             "seconds_making": entry.seconds,
         }
-        if found is not None:
-            line |= {"difference": found.mean, "low": found.low, "high": found.high}
-            line["seen"] = found.seen
+        differences = {
+            name: _plain(versus.found)
+            for name, versus in beside.items()
+            if versus.found is not None
+        }
+        line |= differences.pop(baselines[0], {})
+        if differences:
+            line["against"] = differences
+        if (found := own.get(place)) is not None:
+            line["against_made_for_it"] = _plain(found)
         table.append(line)
     return {
         "dataset": rows[0].setup.split(";")[0],
         "setup": rows[0].setup,
-        "baseline": baseline,
+        "baseline": ", ".join(baselines),
         "seeds": sorted({row.seed for row in rows}),
         "evaluation_networks": max(row.network for row in rows),
         "table": table,
@@ -273,12 +319,13 @@ def curves_of(
 def panels_of(
     rows: list[Row], baseline: str
 ) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
-    """Differences by size and arm; for ``plots.intervals``."""
+    """Differences to one baseline by size and arm; for ``plots.intervals``."""
     return {
         f"IPC {table.ipc}": {
-            line.entry.label: line.against[:3]
+            line.entry.label: found[:3]
             for line in table.lines
-            if line.against is not None and line.entry.arm != FULL
+            if (found := line.against[baseline].found) is not None
+            and line.entry.arm != FULL
         }
-        for table in tables_of(rows, baseline)
+        for table in tables_of(rows, (baseline,))
     }

@@ -106,16 +106,21 @@ class CurveSettings:
 
 @dataclasses.dataclass(frozen=True)
 class StudySettings:
-    """Arms that are compared with one of them, and under what name."""
+    """Arms that are compared with some of them, and under what name."""
 
     name: str
     arms: Annotated[tuple[str, ...], each(any_value)]
-    baseline: str
+    baseline: str  # names, commas between
     ipcs: Annotated[tuple[int, ...], each(within(1))]
     seeds: Annotated[tuple[int, ...], each(within(0, 2**31 - 1))]
     prefixes: bool
     rows: str
     document: str
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the arms that the others are compared with, at least one."""
+        return tuple(dict.fromkeys(name.strip() for name in self.baseline.split(",")))
 
 
 @dataclasses.dataclass(frozen=True)
