@@ -17,9 +17,11 @@ GROWN = "matcher.idc.trajectory.start=segments"
 WHOLE = "dasm.target=class"
 JOINT = "dasm.polish=0.5 dasm.polish_rate=1.0"
 TAPER = "dasm.taper=0.5"
-# Without what is hardest, in the eyes of networks trained on the real images, or on the
-# segments.
+# Without what is hardest in the eyes of networks trained on the real images: every
+# segment, the first too.
 EASY = "dasm.pool=static_window dasm.rho=0 dasm.high=0.7"
+# The same in the eyes of networks trained on the segments: there are none before the
+# first is finished, so that one is matched against whole classes.
 LEARNED = "dasm.rho=0 dasm.high=0.7 dasm.random_share=0"
 POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
 
@@ -41,6 +43,8 @@ def get_config(dataset=""):
         f"idc_bank: dasm.segments=1 {BANK}",
         f"idc_cover: dasm.segments=1 {COVER}",
         f"idc_easy: dasm.segments=1 {EASY}",
+        # Only starts from easy images, and is matched against all: start or match?
+        f"easy_start: dasm.segments=1 {EASY} dasm.target=class",
         # Each on its own.
         "dasm",
         f"slow: {rate(0.3)}",
@@ -62,8 +66,11 @@ def get_config(dataset=""):
         f"joint_cosine: {JOINT} {COSINE}",
         f"joint_cover: {JOINT} {COVER}",
         f"taper_cover: {TAPER} {COVER}",
+        # Like for like with idc_easy are those of EASY: the same judges and pool.
+        f"easy_real: {EASY}",
         f"easy: {LEARNED}",
         f"polished: {POLISHED}",
+        f"easy_real_polished: {EASY} {POLISHED} dasm.polish_target=pool",
         f"easy_polished: {LEARNED} {POLISHED} dasm.polish_target=pool",
     )
     return config
