@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs.study.base import DATASETS, table
 from dasm_jax import coreset, dasm, evaluate
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.sets import Part, Run, runs_for
+from dasm_jax.plan import plan_segments
 from dasm_jax.problem import make_problem
 from dasm_jax.schema import SELECTIONS
 from dasm_jax.settings import from_config
@@ -50,6 +52,62 @@ def test_settings_of_a_run():
     for one in (own, idc, static):
         assert one.evaluate.recipe == s.evaluate.recipe
         assert one.matcher.active == s.matcher.active
+
+
+# Everything of ``dasm`` that a base may ask of segments, in two that hold together.
+HOSTILE = [
+    {
+        "dasm__pool": "static_window",
+        "dasm__rho": 0.0,
+        "dasm__high": 0.5,
+        "dasm__taper": 0.5,
+        "dasm__context": "cumulative",
+        "dasm__rescore_every": 1,
+        "dasm__polish": 0.5,
+        "dasm__polish_target": "pool",
+        "dasm__score": "el2n",
+        "matcher__idc__batches": "kmeans",
+    },
+    {
+        "dasm__pool": "disjoint",
+        "dasm__scored_by": "real",
+        "dasm__target": "class",
+        "dasm__budget": "per_segment",
+        "dasm__schedule": "coverage",
+        "dasm__networks": 3,
+        "matcher__name": "dm",
+    },
+]
+
+
+@pytest.mark.parametrize("base", HOSTILE)
+def test_idc_is_idc_whatever_is_asked_of_segments(base):
+    given = {
+        **{name: value for name, value in base.items() if "dasm" not in name},
+        "network__depth": 1,
+        "matcher__idc__augment": "none",
+        "matcher__idc__loop__niter": 2,
+    }
+    plain = settings_with(**given | {"matcher__name": "idc"}, dasm__segments=1)
+    own = sets.settings_for(settings_with(**given | base), "idc", plain.ipc, 0)
+    problems = [make_problem(s, small_dataset(2)) for s in (plain, own)]
+    assert plan_segments(problems[0]) == plan_segments(problems[1])
+    (one,), (other,) = map(dasm.run_dasm, problems)
+    assert one.pixels.tobytes() == other.pixels.tobytes()
+    assert other.pool.difficulty is None
+    assert [len(members) for members in other.pool.members] == [40, 40]
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_what_idc_says_of_segments_are_the_defaults(name):
+    """Cells that were made before it said so are found again."""
+    s = from_config(table("x", name, ("idc", "static_filter"), "idc"))
+    for method, before in [
+        ("idc", {"matcher.name": "idc", "dasm.segments": 1}),
+        ("static_filter", {"dasm.segments": 1, "dasm.pool": "static_filter"}),
+    ]:
+        made = sets.settings_for(s, method, 10, 0)
+        assert made == sets.settings_with(s, before, 10, 0)
 
 
 def test_every_name_has_a_label():

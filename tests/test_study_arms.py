@@ -8,6 +8,7 @@ import pytest
 from dasm_jax import plan
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import arms, study
+from dasm_jax.experiments.sets import DISTILLED
 from dasm_jax.problem import make_problem
 from dasm_jax.settings import from_config
 from tests.small import small_dataset
@@ -34,7 +35,7 @@ def test_arms_are_read_with_the_types_of_their_fields():
         None,
         {"dasm.rho": 1.0, "dasm.segments": 2, "synthetic.init": "noise"},
         {"matcher.idc.image.class_turns": True},
-        {"matcher.name": "idc", "dasm.segments": 1, "matcher.idc.image.lr": 0.01},
+        {**DISTILLED["idc"], "matcher.idc.image.lr": 0.01},
         {},
     ]
     assert type(found["a_b-1"].changes["dasm.rho"]) is float
