@@ -87,8 +87,8 @@ def get_config() -> ConfigDict:
         0.0  # share of the FLOPs for all segments together at the end, if K > 1
     )
     dasm.polish_rate = 0.1  # of the image rate of the whole set
-    # What it is matched against: class, or a pool as the last segment's, chosen by
-    # networks that are trained on all segments.
+    # What it is matched against: class, or pool, by the last segment's rule; networks
+    # that judge are trained on all segments, or as ever on the real images
     dasm.polish_target = "class"
 
     config.evaluate = evaluate = ConfigDict()
