@@ -188,6 +188,18 @@ def test_prefixes_stand_beside_runs_made_for_their_size():
     assert (kept["seen"], kept["low"] < 0 < kept["high"]) == (False, True)
 
 
+@pytest.mark.parametrize("polish", ["0.0", "0.5"])
+def test_what_prefixes_of_a_polish_cost_is_said(polish):
+    changes = f"dasm.rho=0.1 dasm.polish={polish} dasm.polish_rate=1.0"
+    whole = arm_rows("moved", BASE, ipc=4, changes=changes)
+    first = arm_rows("moved", BASE, made_as=4, changes=changes)
+    note = "moved: its prefixes exist only after the polish of the whole set"
+    for render in (render_text, render_markdown):
+        text = " ".join(render([*ROWS, *whole, *first], ("base",)).split())
+        assert (note in text) == (polish == "0.5")
+        assert note not in " ".join(render([*ROWS, *whole], ("base",)).split())
+
+
 def test_every_baseline_has_a_column():
     both = ("base", "better")
     text = render_markdown(ROWS, both)

@@ -171,6 +171,26 @@ def prefix_notes(rows: list[Row]) -> list[str]:
     ]
 
 
+def _polish_notes(rows: list[Row]) -> list[str]:
+    """What the FLOPs of prefixes leave out, of arms that polish their sets."""
+    arms = dict.fromkeys(
+        row.arm
+        for row in rows
+        if row.made_as != row.ipc
+        for word in row.changes.split()
+        if word.startswith("dasm.polish=") and word != "dasm.polish=0.0"
+    )
+    return [
+        f"{arm}: its prefixes exist only after the polish of the whole set, of which "
+        "their FLOPs and seconds hold a share by size"
+        for arm in arms
+    ]
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    return [*prefix_notes(rows), *_polish_notes(rows), *_failures(rows)]
+
+
 def _failures(rows: list[Row]) -> list[str]:
     return [
         f"{row.arm}, IPC {row.ipc}, seed {row.seed} failed: {row.failure}"
@@ -221,7 +241,7 @@ def render_text(rows: list[Row], baselines: tuple[str, ...]) -> str:
             accuracy = f"{_accuracy(entry, rows):<{wide}}"
             text = f"{entry.label:<{width}}  {accuracy}  {against[name].text}"
             lines.append(text.rstrip())
-    for note in [*prefix_notes(rows), *_failures(rows)]:
+    for note in _notes(rows):
         lines += ["", *textwrap.wrap(note, 80, subsequent_indent="  ")]
     return "\n".join(lines)
 
@@ -240,7 +260,7 @@ def render_markdown(rows: list[Row], baselines: tuple[str, ...]) -> str:
             accuracy = _accuracy(entry, rows)
             cells = (as_text(entry.label), accuracy, *texts, ratio, seconds)
             lines.append("| " + " | ".join(cells) + " |")
-    notes = [*prefix_notes(rows), *_failures(rows)]
+    notes = _notes(rows)
     changes = {row.arm: row.changes for row in rows if row.changes}
     notes += [f"{arm}: {text}" for arm, text in changes.items()]
     lines += [""] * bool(notes)
