@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from configs.study import base
 from dasm_jax import plan
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import arms, study
-from dasm_jax.experiments.sets import DISTILLED
+from dasm_jax.experiments.sets import DISTILLED, segment_ends
 from dasm_jax.problem import make_problem
 from dasm_jax.settings import from_config
 from tests.small import small_dataset
@@ -151,6 +152,23 @@ def test_every_table_is_valid_on_every_dataset(name, dataset):
         for ipc in s.study.ipcs:
             if not arm.selected:
                 arms.settings_of(arm, s, ipc, 0)
+
+
+@pytest.mark.parametrize("name", ["controls", "final"])
+@pytest.mark.parametrize("dataset", base.DATASETS)
+def test_a_run_has_prefixes_of_every_size_of_its_table(name, dataset):
+    module = importlib.import_module(f"configs.study.{name}")
+    s = from_config(module.get_config(dataset))
+    assert s.study.prefixes
+    assert s.study.baselines == (
+        "idc",
+        "dasm",
+    )  # made for each size, to be held against
+    largest = max(s.study.ipcs)
+    made = [a for a in arms.arms_of(s).values() if not a.selected]
+    runs = [arms.settings_of(arm, s, largest, 0) for arm in made]
+    ends = [segment_ends(largest, run.dasm.segments) for run in runs]
+    assert any({*s.study.ipcs} <= {*each} for each in ends)
 
 
 def test_choices_are_made_with_other_seeds_than_the_final_table():

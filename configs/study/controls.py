@@ -10,6 +10,7 @@ from configs.study import base
 
 
 def get_config(dataset=""):
-    config = base.table("controls", dataset, base.CONTROLS, "idc, dasm")
+    arms = base.with_prefixes(base.CONTROLS, dataset)
+    config = base.table("controls", dataset, arms, "idc, dasm")
     config.study.prefixes = True
     return config
