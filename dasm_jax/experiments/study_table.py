@@ -86,10 +86,7 @@ def difference(one: Entry, other: Entry) -> Difference | None:
 
 
 def verdict(found: Difference | None) -> str:
-    """``+0.8 [0.3, 1.2]`` in points, and that none is seen where zero is inside.
-
-    The numbers stand there in any case: such an interval may hold several points.
-    """
+    """``+0.8 [0.3, 1.2]`` in points, and in words as well where zero is inside."""
     if found is None:
         return ""
     if found.low is None or found.high is None:
@@ -295,11 +292,7 @@ def summary_of(rows: list[Row], baselines: tuple[str, ...]) -> dict[str, Any]:
             "matching_flops": entry.flops,
             "seconds_making": entry.seconds,
         }
-        differences = {
-            name: _plain(versus.found)
-            for name, versus in beside.items()
-            if versus.found is not None
-        }
+        differences = {n: _plain(v.found) for n, v in beside.items() if v.found}
         line |= differences.pop(baselines[0], {})
         if differences:
             line["against"] = differences
