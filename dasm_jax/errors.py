@@ -35,6 +35,13 @@ class CannotWrite(UserError):
     """A file cannot be written: nothing that comes after can be, so the run ends."""
 
 
+class CannotRead(UserError):
+    """What is there may well be whole, but cannot be read now, or not here.
+
+    Nothing is made in its place, for that would overwrite it.
+    """
+
+
 class SameForAll(UserError):
     """A mistake that every process of a run meets alike: none is left waiting."""
 

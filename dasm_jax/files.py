@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from dasm_jax.errors import CannotWrite, UserError
+from dasm_jax.errors import CannotRead, CannotWrite, UserError
 
 UNFINISHED = ".unfinished"
 
@@ -27,6 +27,9 @@ _REMEDIES = {
 }
 NO_ROOM = frozenset(_REMEDIES)
 MOST_JSON = 2**30  # bytes
+# What an OSError says of what is there, and not of reading it now: PIL's have no code,
+# and a damaged archive leads to places that no file has.
+_OF_CONTENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
 
 
 def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
@@ -34,6 +37,59 @@ def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
     text = f"cannot write {path}: {error.strerror or error}"
     remedy = _REMEDIES.get(error.errno or 0)
     return CannotWrite(f"{text}; {remedy}" if remedy else text)
+
+
+def may_be_whole(error: BaseException) -> bool:
+    """Whether a file that made reading it raise this may be read another time.
+
+    A disk that is away, rights, too many open files, too little memory; not a missing
+    or damaged file.
+    """
+    if isinstance(error, OSError):
+        return error.errno not in _OF_CONTENT
+    return isinstance(error, MemoryError)
+
+
+def cannot_read(path: Path | str, error: BaseException) -> CannotRead:
+    """The error that names a file, and the reason, of what ``may_be_whole``."""
+    reason = isinstance(error, OSError) and error.strerror
+    reason = reason or " ".join(str(error).split()) or type(error).__name__
+    return CannotRead(
+        f"{path} cannot be read now: {reason}; nothing has to be removed: start again "
+        "once it can"
+    )
+
+
+def not_ours(
+    path: Path, error: BaseException, to_remove: Path | None = None
+) -> UserError:
+    """The error that says what to do about a file that reading has raised this.
+
+    Args:
+      path: of the file.
+      error: what was raised.
+      to_remove: the file without which it is made again, itself by default.
+    """
+    if may_be_whole(error):
+        return cannot_read(path, error)
+    return UserError(
+        f"{path} is missing or damaged; remove {to_remove or 'it'} to make it again"
+    )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder, which a disk that is away cannot tell.
+
+    Raises:
+      CannotRead: that.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        if may_be_whole(error):
+            raise cannot_read(path, error) from None
+        return False
+    return True
 
 
 def write_atomically(path: Path, write) -> None:
@@ -171,23 +227,26 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path) -> Any:
-    """Read what ``write_json`` wrote.
+def read_json(path: Path, to_remove: Path | None = None) -> Any:
+    """Read what ``write_json`` wrote; arguments as of ``not_ours``.
 
     Raises:
+      CannotRead: it cannot be read now.
       UserError: it is missing or damaged.
     """
-    with expecting_ours(path):
+    with expecting_ours(path, to_remove):
         return json.loads(read_regular(path, MOST_JSON, links=True))
 
 
 @contextmanager
-def expecting_ours(path: Path) -> Iterator[None]:
+def expecting_ours(path: Path, to_remove: Path | None = None) -> Iterator[None]:
     """Say in one line that a file does not hold what a run writes there.
 
-    To be put around what reads it, and what first looks into its content.
+    To be put around what reads it, and what first looks into its content; arguments as
+    of ``not_ours``.
 
     Raises:
+      CannotRead: it cannot be read now.
       UserError: a field is missing, or of another type, size or depth.
     """
     try:
@@ -202,10 +261,8 @@ def expecting_ours(path: Path) -> Iterator[None]:
         RecursionError,
         TypeError,
         ValueError,
-    ):
-        raise UserError(
-            f"{path} cannot be read; remove {path.parent} to run it again"
-        ) from None
+    ) as error:
+        raise not_ours(path, error, to_remove) from None
 
 
 def read_record(path: Path) -> dict[str, Any]:

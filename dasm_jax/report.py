@@ -17,7 +17,7 @@ import numpy as np
 from dasm_jax import plots
 from dasm_jax import report_parts as parts
 from dasm_jax.errors import UserError
-from dasm_jax.files import read_json, write_atomically
+from dasm_jax.files import is_there, not_ours, read_json, write_atomically
 from dasm_jax.npz import DAMAGE, open_npz
 from dasm_jax.report_parts import NOT_METHODS, Records, percent
 from dasm_jax.workdir import REPORT
@@ -30,7 +30,8 @@ def write_report(workdir: Path) -> None:
     """Write ``report.html`` from the files of a run, as far as they are there.
 
     Raises:
-      UserError: one of them is damaged, or the page cannot be written.
+      CannotRead: one of them cannot be read now.
+      UserError: one is damaged, or the page cannot be written.
     """
     try:
         page = render(
@@ -42,6 +43,8 @@ def write_report(workdir: Path) -> None:
             markdown=_text(workdir / "table.md"),
             files=_files(workdir),
         )
+    except UserError:
+        raise
     except (
         ArithmeticError,
         AttributeError,
@@ -282,7 +285,7 @@ def _distance_svg(records: Records) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def _text(path: Path) -> str:
@@ -300,25 +303,22 @@ def _records(path: Path) -> Records:
             record["kind"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
-                f"line {number} of {path} is damaged; remove that line, or "
-                f"{path.parent} to run it again"
+                f"line {number} of {path} is damaged; remove that line"
             ) from None
         records.append(record)
     return records
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
+    if not is_there(path):
         return {}
     names = ("pixels", "labels", "segments")
     wanted = ("labels", "factor", "class_names", *(f"stored_{name}" for name in names))
     try:
         with open_npz(path) as reader:
             return {name: reader.array(name) for name in wanted}
-    except DAMAGE:
-        raise UserError(
-            f"{path} cannot be read; remove {path.parent} to run it again"
-        ) from None
+    except DAMAGE as error:
+        raise not_ours(path, error, path.with_name("summary.json")) from None
 
 
 def _files(workdir: Path) -> list[tuple[str, str]]:

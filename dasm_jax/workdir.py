@@ -19,8 +19,8 @@ import jax
 
 from dasm_jax import __version__
 from dasm_jax.checkpoint import differences
-from dasm_jax.errors import UserError
-from dasm_jax.files import locked, read_json, remove_unfinished, write_json
+from dasm_jax.errors import CannotRead, UserError
+from dasm_jax.files import is_there, locked, read_json, remove_unfinished, write_json
 from dasm_jax.records import is_amount
 from dasm_jax.schema import Settings
 from dasm_jax.settings import to_dict
@@ -64,10 +64,12 @@ def open_workdir(path: str, settings: Settings) -> Iterator[Path]:
 
 def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
     config_file = workdir / "config.json"
-    if config_file.exists():
+    if is_there(config_file):
         try:
             earlier = identity_of(read_json(config_file))
             names = differences(identity(settings), earlier)
+        except CannotRead:
+            raise
         except (AttributeError, LookupError, TypeError, ValueError):
             raise UserError(
                 f"--workdir={path} holds a config.json that cannot be read; use "

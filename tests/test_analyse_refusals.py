@@ -64,16 +64,16 @@ def test_runs_of_one_seed_are_judged_by_one_ruler(four, tmp_path):
 
 
 ODD = [
-    ({"diversity": [1, 2]}, "summary.json cannot be read"),
-    ({"diversity": [0.1] * 10}, "summary.json cannot be read"),
-    ({"diversity": "1"}, "summary.json cannot be read"),
-    ({"diversity": True}, "summary.json cannot be read"),
-    ({"diversity": 10**400}, "summary.json cannot be read"),
-    ({"diversity": float("inf")}, "summary.json cannot be read"),
-    ({"set_share_by_decile": 0.5}, "summary.json cannot be read"),
-    ({"segment": 1.5}, "summary.json cannot be read"),
-    ({"segment": 2}, "summary.json cannot be read"),
-    ({"gradient_norm_share_by_decile": 3}, "summary.json cannot be read"),
+    ({"diversity": [1, 2]}, "summary.json is missing"),
+    ({"diversity": [0.1] * 10}, "summary.json is missing"),
+    ({"diversity": "1"}, "summary.json is missing"),
+    ({"diversity": True}, "summary.json is missing"),
+    ({"diversity": 10**400}, "summary.json is missing"),
+    ({"diversity": float("inf")}, "summary.json is missing"),
+    ({"set_share_by_decile": 0.5}, "summary.json is missing"),
+    ({"segment": 1.5}, "summary.json is missing"),
+    ({"segment": 2}, "summary.json is missing"),
+    ({"gradient_norm_share_by_decile": 3}, "summary.json is missing"),
 ]
 
 
@@ -90,23 +90,29 @@ def test_files_that_hold_something_else(tmp_path):
 
     torn = finished(tmp_path / "torn")
     (torn / "manifest.json").write_text("{")
-    refuses(torn, "manifest.json cannot be read")
+    refuses(torn, "manifest.json is missing")
     many = finished(tmp_path / "many", config={"dasm.segments": 10**10})
-    refuses(many, "summary.json cannot be read")
-    refuses(finished(tmp_path / "seed", config={"seed": [0]}), "config.json cannot")
+    refuses(many, "summary.json is missing")
+    refuses(
+        finished(tmp_path / "seed", config={"seed": [0]}),
+        "config.json is missing or damaged",
+    )
     sure = finished(tmp_path / "sure")
     summary = json.loads((sure / "summary.json").read_text())
     for field, value in (("split", []), ("split", 3)):
         (sure / "summary.json").write_text(json.dumps(summary | {field: value}))
-        refuses(sure, "summary.json cannot be read")
+        refuses(sure, "summary.json is missing")
     summary["table"][0]["mean"] = None
     (sure / "summary.json").write_text(json.dumps(summary))
-    refuses(sure, "summary.json cannot be read")
-    refuses(finished(tmp_path / "device", devices=[3]), "manifest.json cannot be read")
+    refuses(sure, "summary.json is missing")
+    refuses(
+        finished(tmp_path / "device", devices=[3]),
+        "manifest.json is missing or damaged",
+    )
     text = finished(tmp_path / "text")
     summary = (text / "summary.json").read_text()
     (text / "summary.json").write_text(summary.replace('"test"', '"\\ud800"'))
-    refuses(text, "summary.json cannot be read")
+    refuses(text, "summary.json is missing")
 
 
 def test_a_run_of_an_earlier_version(tmp_path):

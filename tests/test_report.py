@@ -256,8 +256,8 @@ def test_an_empty_folder_has_a_report(tmp_path):
         ("metrics.jsonl", '{"kind": "outer"', "line 1 of .* is damaged; remove"),
         ("metrics.jsonl", "[]\n", "line 1 of .* is damaged"),
         ("metrics.jsonl", '{"kind": "x"}\n{}\n', "line 2 of .* is damaged"),
-        ("summary.json", "{", "summary.json cannot be read"),
-        ("synthetic.npz", "PK", "synthetic.npz cannot be read"),
+        ("summary.json", "{", "summary.json is missing or damaged; remove it to"),
+        ("synthetic.npz", "PK", "npz is missing or damaged; remove .*summary.json to"),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path, name, text, said):

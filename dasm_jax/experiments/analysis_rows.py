@@ -97,7 +97,7 @@ def rows_of(folders: dict[str, list[Path]]) -> list[Row]:
         judges: dict[int, Path] = {}
         for folder in of_name:
             found = _read(folder)
-            with expecting_ours(folder / "config.json"):
+            with expecting_ours(folder / "config.json", folder / SUMMARY):
                 first = first or found
                 rule = "only runs that are measured alike can stand side by side"
                 _check_alike(found, first, _ruler, rule)
@@ -141,8 +141,10 @@ def _read(folder: Path) -> _Run:
     if not there:
         raise UserError(f"{what} is no workdir of a finished run")
     names = ("config.json", SUMMARY, "manifest.json")
-    found = _Run(folder, *(read_json(folder / name) for name in names))
-    with expecting_ours(folder / "config.json"):
+    found = _Run(
+        folder, *(read_json(folder / name, folder / SUMMARY) for name in names)
+    )
+    with expecting_ours(folder / "config.json", folder / SUMMARY):
         experiment = found.config["experiment"]
         networks = found.config["measure"]["networks"]
     with expecting_ours(folder / SUMMARY):
@@ -195,7 +197,7 @@ def _rows(name: str, found: _Run) -> Iterator[Row]:
         f"{measure['networks']} × {measure['steps']} steps of training",
         summary["split"],
     )
-    with expecting_ours(folder / "manifest.json"):
+    with expecting_ours(folder / "manifest.json", folder / SUMMARY):
         origin = origin_of(manifest).values()
     for segment, ipc, quantity, values in _quantities(config, summary):
         place = name, config["seed"], segment, ipc, quantity

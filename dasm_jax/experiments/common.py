@@ -17,7 +17,7 @@ from dasm_jax.errors import (
     UserError,
 )
 from dasm_jax.evaluate import Accuracy
-from dasm_jax.files import expecting_ours, read_json, write_json
+from dasm_jax.files import expecting_ours, is_there, read_json, write_json
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schema import Settings
@@ -74,10 +74,11 @@ def finished_summary(workdir: Path) -> dict[str, Any] | None:
     """What a finished run wrote, or None where it is not finished.
 
     Raises:
-      UserError: the file is damaged.
+      CannotRead: the file cannot be read now.
+      UserError: it is damaged.
     """
     path = workdir / SUMMARY
-    if not path.exists():
+    if not is_there(path):
         return None
     with expecting_ours(path):
         return {**read_json(path)}

@@ -249,7 +249,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
     """What the table shows of a finished cell."""
     summary = finished_summary(folder)
     assert summary is not None, f"{folder} has no summary"
-    details = read_json(folder / "manifest.json")
+    details = read_json(folder / "manifest.json", folder / SUMMARY)
     row = summary["table"][-1 if "teacher_accuracy" not in summary else 0]
     outcome = {
         "mean": row["mean"],

@@ -1,0 +1,85 @@
+"""Files of a run that cannot be read now, told apart from damaged ones."""
+
+import errno
+import os
+
+import pytest
+
+from dasm_jax import report
+from dasm_jax.errors import CannotRead, UserError
+from dasm_jax.experiments import analysis_rows, common
+from dasm_jax.files import is_there, read_json, write_json
+from dasm_jax.settings import from_config
+from dasm_jax.workdir import claim_workdir, open_workdir
+from tests.small import small_config
+from tests.unreadable import unreadable
+
+PASSING = [errno.EACCES, errno.ESTALE, errno.EMFILE, errno.EIO]
+
+
+@pytest.mark.parametrize("code", PASSING)
+def test_a_summary_that_cannot_be_read_now_is_not_to_be_removed(tmp_path, code):
+    write_json(tmp_path / "summary.json", {"table": []})
+    with (
+        unreadable(tmp_path / "summary.json", code),
+        pytest.raises(CannotRead, match=os.strerror(code)) as caught,
+    ):
+        common.finished_summary(tmp_path)
+    assert "nothing has to be removed: start again" in str(caught.value)
+    assert "; remove" not in str(caught.value)
+    assert common.finished_summary(tmp_path) == {"table": []}
+
+
+@pytest.mark.parametrize("name", ["summary.json", "manifest.json", "synthetic.npz"])
+def test_a_report_says_so_as_well(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with (
+        unreadable(tmp_path / name, errno.EIO),
+        pytest.raises(CannotRead, match=f"^.*{name} cannot be read now: Input/output"),
+    ):
+        report.write_report(tmp_path)
+
+
+def test_the_owner_of_a_workdir_that_cannot_be_read_now(tmp_path):
+    settings = from_config(small_config())
+    claim_workdir(tmp_path, settings)
+    with (
+        unreadable(tmp_path / "config.json", errno.EIO),
+        pytest.raises(CannotRead, match="nothing has to be removed"),
+        open_workdir(str(tmp_path), settings),
+    ):
+        pass
+
+
+def test_whether_a_file_is_there_is_not_always_known(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert is_there(tmp_path / "file")
+    assert not is_there(tmp_path / "none")
+    assert not is_there(tmp_path / "file" / "none")
+
+    def stat(*arguments, **options):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(CannotRead, match="Stale file handle"):
+        is_there(tmp_path / "file")
+
+
+def test_a_damaged_file_is_named_alone(tmp_path):
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="damaged; remove it to make") as caught:
+        common.finished_summary(tmp_path)
+    assert str(tmp_path / "summary.json") in str(caught.value)
+    assert f"remove {tmp_path}" not in str(caught.value)
+    with pytest.raises(UserError, match="missing"):
+        read_json(tmp_path / "none.json")
+
+
+def test_a_manifest_is_made_again_without_the_summary(tmp_path):
+    write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "summary.json", {})
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(
+        UserError, match=r"manifest\.json .* remove .*/summary\.json to"
+    ):
+        analysis_rows._read(tmp_path)
