@@ -266,9 +266,15 @@ def expecting_ours(path: Path, to_remove: Path | None = None) -> Iterator[None]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a JSON object that can be made again: empty where it is damaged."""
+    """Read a JSON object that can be made again: empty where it is damaged.
+
+    Raises:
+      CannotRead: it may be whole, so nothing is to be written in its place.
+    """
     try:
         content = read_json(path)
+    except CannotRead:
+        raise
     except UserError:
         return {}
     return content if isinstance(content, dict) else {}

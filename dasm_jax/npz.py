@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotRead, UserError
 from dasm_jax.files import open_regular
 from dasm_jax.host_memory import physical_memory
 
@@ -132,6 +132,7 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
     """Open an archive for reading.
 
     Raises:
+      CannotRead: it would unpack to more than this machine's memory.
       UserError: it is none, packed by a method that NumPy does not use, or would
         unpack to far more than it is.
       Exception: it is damaged, one of ``DAMAGE``.
@@ -147,12 +148,16 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
             )
         unpacked = sum(max(m.file_size, m.compress_size) for m in members)
         size = os.fstat(file.fileno()).st_size
-        allowed = max(ALWAYS_ALLOWED, LARGEST_RATIO * size)
-        if unpacked > min(allowed, physical_memory()):
+        if unpacked > max(ALWAYS_ALLOWED, LARGEST_RATIO * size):
             raise UserError(
                 f"{path} would unpack to {unpacked:,} bytes, over {LARGEST_RATIO} "
-                "times its size or more than this machine's memory, which may be a "
-                "decompression bomb; save it with np.savez"
+                "times its size, which may be a decompression bomb; save it with "
+                "np.savez"
+            )
+        if unpacked > physical_memory():
+            raise CannotRead(
+                f"{path} would unpack to {unpacked:,} bytes, more than this machine's "
+                "memory; use a machine that has more, or save fewer images"
             )
         yield NpzReader(path, archive)
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from dasm_jax.files import make_folder, read_record, write_json
+from dasm_jax.files import is_there, make_folder, read_record, write_json
 
 # Python's whole numbers have no end, but what is done with them has.
 LARGEST_AMOUNT = 2.0**63
@@ -22,9 +22,12 @@ def find(
       folder: where ``keep`` put it.
       identity: plain JSON.
       networks: how many accuracies it must have.
+
+    Raises:
+      CannotRead: there may be one, and it cannot be read now.
     """
     path = folder / _name(identity)
-    if not path.exists():
+    if not is_there(path):
         return None
     content = read_record(path)
     if content.get("identity") == _plain(identity):

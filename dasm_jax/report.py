@@ -16,7 +16,7 @@ import numpy as np
 
 from dasm_jax import plots
 from dasm_jax import report_parts as parts
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotRead, UserError
 from dasm_jax.files import is_there, not_ours, read_json, write_atomically
 from dasm_jax.npz import DAMAGE, open_npz
 from dasm_jax.report_parts import NOT_METHODS, Records, percent
@@ -317,6 +317,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with open_npz(path) as reader:
             return {name: reader.array(name) for name in wanted}
+    except CannotRead:
+        raise
     except DAMAGE as error:
         raise not_ours(path, error, path.with_name("summary.json")) from None
 

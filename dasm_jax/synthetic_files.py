@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dasm_jax.data import folder, images
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotRead, UserError
+from dasm_jax.files import cannot_read, may_be_whole
 from dasm_jax.host_memory import physical_memory
 from dasm_jax.npz import DAMAGE, Header, NpzReader, open_npz
 from dasm_jax.stored_counts import check_counts
@@ -68,6 +69,7 @@ def load_set(path: Path, dataset: Dataset, statistics: Normalization) -> Synthet
       statistics: under which its networks are trained.
 
     Raises:
+      CannotRead: it cannot be read now, or does not fit in this machine's memory.
       UserError: it is not such a set, or of another dataset.
     """
     try:
@@ -79,6 +81,8 @@ def load_set(path: Path, dataset: Dataset, statistics: Normalization) -> Synthet
     except UserError:
         raise
     except DAMAGE as error:
+        if may_be_whole(error):
+            raise cannot_read(path, error) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
             f"{path} cannot be read ({reason}); make it again, or name another set"
@@ -189,7 +193,7 @@ def _check_images_header(
     # As they are, as float32, and in a buffer to train on.
     needed = math.prod(header.shape) * (header.dtype.itemsize + 8)
     if needed > physical_memory():
-        raise UserError(
+        raise CannotRead(
             f"{path}: {name} holds {header.shape[0]:,} images, which take {needed:,} "
             "bytes to evaluate, more than this machine's memory; save fewer images"
         )

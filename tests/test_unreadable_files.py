@@ -2,16 +2,20 @@
 
 import errno
 import os
+from functools import partial
 
+import numpy as np
 import pytest
 
-from dasm_jax import report
+from dasm_jax import npz, report, synthetic_files
 from dasm_jax.errors import CannotRead, UserError
-from dasm_jax.experiments import analysis_rows, common
-from dasm_jax.files import is_there, read_json, write_json
+from dasm_jax.experiments import analysis_rows, common, sets
+from dasm_jax.files import is_there, read_json, read_record, write_json
 from dasm_jax.settings import from_config
 from dasm_jax.workdir import claim_workdir, open_workdir
-from tests.small import small_config
+from tests.checkpoint_cases import content
+from tests.small import small_config, small_dataset, small_problem
+from tests.test_curve import start
 from tests.unreadable import unreadable
 
 PASSING = [errno.EACCES, errno.ESTALE, errno.EMFILE, errno.EIO]
@@ -83,3 +87,60 @@ def test_a_manifest_is_made_again_without_the_summary(tmp_path):
         UserError, match=r"manifest\.json .* remove .*/summary\.json to"
     ):
         analysis_rows._read(tmp_path)
+
+
+# --- what a table has kept ------------------------------------------------------------
+
+
+def test_a_record_that_cannot_be_read_now_is_not_an_empty_one(tmp_path):
+    write_json(tmp_path / "x.json", {"a": 1})
+    with unreadable(tmp_path, errno.EIO), pytest.raises(CannotRead):
+        read_record(tmp_path / "x.json")
+    assert read_record(tmp_path / "x.json") == {"a": 1}
+
+
+def test_a_set_that_does_not_fit_now_is_not_a_damaged_one(tmp_path, monkeypatch):
+    problem, path = small_problem(), tmp_path / "set.npz"
+    parts = [sets.Part(np.zeros((2, 3, 8, 8, 1), np.float32), 0.0, 0.0)]
+    sets.save(path, problem, parts, sets.formation_for(problem, "random"))
+    for module in (npz, synthetic_files):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "physical_memory", lambda: 1000)
+            with pytest.raises(CannotRead, match="more than this machine's memory"):
+                sets.load_decoded(path, problem, 6)
+    with unreadable(path, errno.EIO), pytest.raises(CannotRead, match="Input/output"):
+        sets.load_decoded(path, problem, 6)
+    assert sets.load_decoded(path, problem, 6) is not None
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A curve whose set of Random is to be evaluated again, and what starts it."""
+    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
+    begin = partial(start, tmp_path, curve__methods=("random",), curve__ipcs=(2,))
+    begin()
+    (tmp_path / "cells" / "random_ipc2_seed0.json").unlink()
+    return tmp_path, begin
+
+
+@pytest.mark.parametrize("name", ["random_ipc2_seed0.json", "random_ipc2_seed0.npz"])
+def test_a_table_makes_no_set_anew_that_cannot_be_read_now(made, name):
+    workdir, begin = made
+    before = content(workdir / "sets")
+    with unreadable(workdir / "sets" / name, errno.EIO):
+        said = begin()
+    assert f"{name} cannot be read now: Input/output error" in " ".join(said.split())
+    assert content(workdir / "sets") == before
+    assert "cannot be read" not in begin()
+
+
+def test_a_table_ends_where_an_accuracy_cannot_be_read_now(made):
+    workdir, begin = made
+    begin()
+    before = content(workdir / "cells")
+    with (
+        unreadable(workdir / "cells" / "random_ipc2_seed0.json", errno.EIO),
+        pytest.raises(CannotRead, match="Input/output error"),
+    ):
+        begin()
+    assert content(workdir / "cells") == before

@@ -22,7 +22,7 @@ from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.memory import make_room_for_programs
 from dasm_jax.experiments.rollback import log_rollback
-from dasm_jax.files import make_folder, read_json, read_record, write_json
+from dasm_jax.files import is_there, make_folder, read_json, read_record, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.records import are_amounts, is_amount, is_text
@@ -226,8 +226,13 @@ class _Bench:
     def _kept(
         self, path: Path, fields: Checks, origin: dict[str, str]
     ) -> dict[str, Any] | None:
-        """What a file holds; None where it has to be made, or made again."""
-        if not path.exists():
+        """What a file holds; None where it has to be made, or made again.
+
+        Raises:
+          CannotRead: it may be whole.
+          UserError: it is of other images.
+        """
+        if not is_there(path):
             return None
         content = read_record(path)
         intact = {*fields, *origin} <= {*content}

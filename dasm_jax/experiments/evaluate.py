@@ -16,11 +16,11 @@ import jax
 
 from dasm_jax import __version__, evaluate, mesh, nets, records, source
 from dasm_jax.data.cache import DAY, default_dir
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotRead, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments.common import failed, load_problem, percent, recorded, written
 from dasm_jax.experiments.evaluate_table import add_scores, markdown, render
-from dasm_jax.files import remove_unfinished, write_atomically, write_json
+from dasm_jax.files import remove_unfinished, write_all, write_json
 from dasm_jax.problem import Problem, network_for
 from dasm_jax.recipes import recipe_from, under_augmentation
 from dasm_jax.run_log import RunLog
@@ -106,8 +106,7 @@ def run(settings: Settings, workdir: Path) -> str:
     add_scores(rows)
     summary = _summary(problem, sets, rows)
     write_json(workdir / "summary.json", summary)
-    text = markdown(summary)
-    write_atomically(workdir / "table.md", lambda file: file.write(text.encode()))
+    write_all(workdir, {"table.md": markdown(summary).encode()})
     names = ["table.md", "summary.json", "metrics.jsonl", "manifest.json", "cells"]
     return f"{render(summary)}\n\n{written(workdir, *names)}"
 
@@ -196,8 +195,7 @@ class _Runner:
         recipe = self._recipe(cell)
         identity = self._identity(cell, recipe)
         folders = list(self._folders(cell.images.kind))
-        networks = self._problem.settings.evaluate.networks
-        kept = (records.find(folder, identity, networks) for folder in folders)
+        kept = (self._find(folder, identity) for folder in folders)
         result: dict[str, Any] | None = next(filter(None, kept), None)
         reused = result is not None
         if result is None:
@@ -242,11 +240,19 @@ class _Runner:
         if kind != "set" and jax.process_count() == 1:
             yield default_dir() / "baselines"
 
+    def _find(self, folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+        networks = self._problem.settings.evaluate.networks
+        try:
+            return records.find(folder, identity, networks)
+        except CannotRead:
+            if folder == self._folder:
+                raise
+            return None  # nobody's result is lost with the cache
+
     def _keep(self, folder: Path, identity: dict[str, Any], result: dict) -> None:
         if folder != self._folder and not self._cache_works:
             return
-        networks = self._problem.settings.evaluate.networks
-        if records.find(folder, identity, networks) is not None:
+        if self._find(folder, identity) is not None:
             return
         try:
             if folder != self._folder:

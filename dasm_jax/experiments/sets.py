@@ -10,7 +10,7 @@ import numpy as np
 
 from dasm_jax import coreset, export, measures
 from dasm_jax.dasm import synthetic_set
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotRead, UserError
 from dasm_jax.experiments.keeper import Keeper
 from dasm_jax.experiments.rollback import Rollback
 from dasm_jax.parameterization import Parameterization, make_parameterization
@@ -201,9 +201,14 @@ def load_decoded(path: Path, problem: Problem, most: int) -> ArrayDataset | None
 
     None where there is no such file, a damaged one, or one of more than ``most``
     images: the set can be made again.
+
+    Raises:
+      CannotRead: it may be whole, and cannot be read now or does not fit in memory.
     """
     try:
         found = load_set(path, problem.dataset, problem.statistics)
+    except CannotRead:
+        raise
     except UserError:
         return None
     return found.decoded if len(found.decoded.labels) <= most else None

@@ -32,6 +32,7 @@ from dasm_jax.experiments.document import (
 )
 from dasm_jax.experiments.study_rows import Row, from_csv, read, rows_of, to_csv
 from dasm_jax.files import (
+    is_there,
     make_folder,
     read_record,
     write_all,
@@ -144,7 +145,7 @@ class _Plans:
         self._settings, self._dataset = settings, dataset
         self._baseline = arms[settings.study.baselines[0]]
         self._path = workdir / "plans.json"
-        self._found = read_record(self._path) if self._path.exists() else {}
+        self._found = read_record(self._path) if is_there(self._path) else {}
 
     def unplanned(self, arm: Arm, ipc: int, seed: int) -> Settings:
         """Settings of an arm's run, as long as they say."""
