@@ -1,5 +1,6 @@
 """experiment=evaluate: a true run, its scores and table, and what is kept."""
 
+import errno
 import json
 import shutil
 
@@ -7,14 +8,16 @@ import numpy as np
 import pytest
 
 from dasm_jax import evaluate, records, run, source
-from dasm_jax.errors import UserError
+from dasm_jax.errors import CannotRead, UserError
 from dasm_jax.evaluate import Accuracy
 from dasm_jax.experiments import common
 from dasm_jax.experiments import evaluate as experiment
 from dasm_jax.settings import from_config
 from dasm_jax.synthetic_files import load_set
+from tests.checkpoint_cases import content
 from tests.small import small_config, small_dataset, small_problem
 from tests.test_synthetic_files import make_file
+from tests.unreadable import unreadable
 
 
 @pytest.fixture(autouse=True)
@@ -274,6 +277,20 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     start(tmp_path / "run", made)
     assert len(counter.calls) == 3  # the workdir has them
     assert "not kept" in first
+
+
+def test_a_cache_that_cannot_be_read_now_is_no_obstacle_and_cells_are(
+    tmp_path, made, counter, cache_dir
+):
+    start(tmp_path / "a", made)
+    with unreadable(cache_dir / "baselines", errno.EIO):
+        start(tmp_path / "b", made)
+    assert len(counter.calls) == 6
+    cells = tmp_path / "b" / "cells"
+    before = content(cells)
+    with unreadable(cells, errno.EIO), pytest.raises(CannotRead, match="Input/output"):
+        start(tmp_path / "b", made)
+    assert content(cells) == before
 
 
 def test_a_cell_that_fails_is_its_result(tmp_path, made, counter):
