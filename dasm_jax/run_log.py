@@ -142,6 +142,16 @@ class RunLog:
         self._bar.update(to.done - self._done)
         self._done = to.done
 
+    def drop(self, kind: str, **values: Any) -> None:
+        """Drop the metrics of this kind that have these values: they are made again.
+
+        Raises:
+          UserError: the file cannot be read or written.
+        """
+        gone = {"kind": kind, **values}
+        to = self.position._replace(metrics_bytes=0)
+        self.go_back(to, lambda record: not gone.items() <= record.items())
+
     def close(self) -> None:
         """Close the files and the bar."""
         self._bar.close()

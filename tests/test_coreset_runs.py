@@ -7,7 +7,10 @@ import pytest
 
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.experiments import sets
+from dasm_jax.experiments.rollback import Rollback
+from dasm_jax.run_log import LogPosition
 from tests.small import small_dataset
+from tests.stopped import Killed
 from tests.test_curve import _small_data, start  # noqa: F401  (fixtures)
 
 
@@ -71,3 +74,30 @@ def test_a_method_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert "static filter failed: a pixel is not finite" in text
     table = json.loads((tmp_path / "summary.json").read_text())["table"]
     assert [row["set"] for row in table] == ["Random", "Full"]
+
+
+def test_rollbacks_of_an_earlier_process_stay_on_record(tmp_path, monkeypatch):
+    part = sets.Part(np.zeros((2, 4, 8, 8, 1), np.float32), 0.0, 0.0)
+    diverges = [True]
+
+    def distil(settings, dataset, folder, say, on_rollback):
+        if diverges:
+            on_rollback(Rollback("a pixel is NaN", "the start", 1, LogPosition()))
+            diverges.clear()
+            raise Killed
+        return [part], []
+
+    monkeypatch.setattr(sets, "distil", distil)
+    methods = ("random", "static_filter")
+    given = {"experiment": "coreset", "coreset__methods": methods}
+    with pytest.raises(Killed):
+        start(tmp_path, **given)
+    start(tmp_path, **given)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [(r["kind"], r["set"]) for r in map(json.loads, lines)] == [
+        ("rollback", "static filter"),
+        ("evaluation", "Random"),
+        ("evaluation", "static filter"),
+        ("evaluation", "Full"),
+    ]
+    assert (tmp_path / "log.txt").read_text().count("a pixel is NaN") == 1

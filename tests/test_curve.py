@@ -13,8 +13,11 @@ from dasm_jax.experiments import cells, common, sets
 from dasm_jax.experiments.cells import FULL, Cell
 from dasm_jax.experiments.curve import sources_of
 from dasm_jax.experiments.curve_table import entries_of, render_markdown, render_text
+from dasm_jax.experiments.rollback import Rollback
+from dasm_jax.run_log import LogPosition
 from dasm_jax.settings import from_config
 from tests.small import small_config, small_dataset
+from tests.stopped import Killed
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +244,35 @@ def test_a_failed_cell_is_said_and_tried_again(tmp_path, monkeypatch):
     text = start(tmp_path, curve__methods=("random", "idc"), curve__ipcs=(2,))
     assert "a pixel" not in text
     assert "failed" not in next(x for x in text.splitlines() if x.startswith("IDC"))
+
+
+def test_a_kill_leaves_no_line_of_the_metrics_twice(tmp_path, monkeypatch):
+    part = sets.Part(np.zeros((2, 2, 8, 8, 1), np.float32), 0.0, 0.0)
+
+    def distil(settings, dataset, folder, say, on_rollback):
+        # As after a kill ahead of the checkpoint: it diverges every time.
+        on_rollback(Rollback("a pixel is NaN", "the start", 1, LogPosition()))
+        return [part], [{"segment": 1}]
+
+    def die(path, content):
+        raise Killed
+
+    monkeypatch.setattr(sets, "distil", distil)
+    given = {"curve__methods": ("idc",), "curve__ipcs": (2,)}
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "write_json", die)
+        with pytest.raises(Killed):
+            start(tmp_path, **given)
+    start(tmp_path, **given)
+    (tmp_path / "cells" / "full_seed0.json").write_text("{")
+    start(tmp_path, **given)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [(r["kind"], r["cell"]) for r in map(json.loads, lines)] == [
+        ("rollback", "idc_ipc2_seed0"),
+        ("measures", "idc_ipc2_seed0"),
+        ("cell", "idc_ipc2_seed0"),
+        ("cell", "full_seed0"),
+    ]
 
 
 def test_what_is_wrong_is_said_before_the_first_cell(tmp_path):

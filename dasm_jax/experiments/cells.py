@@ -202,6 +202,7 @@ class _Bench:
             return failed(error)
         result |= origin
         write_json(path, result)
+        self._log.drop("cell", cell=cell.name)
         self._log.metrics("cell", cell=cell.name, **result)
         return result
 
@@ -303,6 +304,8 @@ class _Bench:
                     self._log.line,
                     partial(log_rollback, self._log, cell=source.whole.name),
                 )
+                # A kill may have come between them and the facts.
+                self._log.drop("measures", cell=source.whole.name)
                 for record in measured:
                     self._log.metrics("measures", cell=source.whole.name, **record)
         for cell in source.cells:

@@ -20,10 +20,10 @@ from dasm_jax.experiments.common import (
     written,
 )
 from dasm_jax.experiments.keeper import discard
-from dasm_jax.experiments.rollback import log_rollback
+from dasm_jax.experiments.rollback import keep_rollbacks, log_rollback
 from dasm_jax.files import make_folder, write_json
 from dasm_jax.problem import Problem, decode_segments, decoded_count
-from dasm_jax.run_log import RunLog
+from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schema import Settings
 from dasm_jax.workdir import PhaseClock
 
@@ -41,7 +41,10 @@ def run(settings: Settings, workdir: Path) -> str:
     c, ipc = settings.coreset, settings.ipc
     select = sets.make_selection(problem)
     failures: dict[str, str] = {}
-    with recorded(problem, workdir, clock, len(c.methods) + 1) as log:
+    # Begun anew where the sets are.
+    after = None if settings.checkpoint.resume == "never" else LogPosition()
+    with recorded(problem, workdir, clock, len(c.methods) + 1, after) as log:
+        keep_rollbacks(log)
         table = Table(problem, log)
         evaluator = evaluate.make_evaluator(problem)
         total = max(decoded_count(problem, (ipc,)), ipc * problem.dataset.n_classes)

@@ -38,8 +38,23 @@ def log_rollback(log: RunLog, rollback: Rollback, **more: Any) -> None:
     Raises:
       UserError: it cannot be written.
     """
+    # It is made again after a kill that came before there was a checkpoint of it.
+    log.drop(ROLLBACK, halvings=rollback.halvings, **more)
     log.metrics(ROLLBACK, **rollback.record, **more)
     log.line(str(rollback))
+
+
+def keep_rollbacks(log: RunLog) -> None:
+    """Drop the metrics of an earlier process, but for rollbacks.
+
+    For where everything is written again, and sets go on at the rates that those had
+    halved.
+
+    Raises:
+      UserError: the files cannot be written.
+    """
+    start = LogPosition(metrics_bytes=0)
+    log.go_back(start, lambda record: record.get("kind") == ROLLBACK)
 
 
 def undo(log: RunLog, rollback: Rollback) -> None:
