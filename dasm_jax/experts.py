@@ -243,28 +243,6 @@ def draw_spans(
     )
 
 
-def perturb(key: Key[Array, ""], params: Params, size: float) -> Params:
-    """Move every filter in a random direction, by ``size`` times its own norm.
-
-    A filter is all that leads to one output channel, the last axis; biases and norm
-    parameters stay. Acc-DD's parameter perturbation (Zhang et al., "Accelerating
-    Dataset Distillation via Model Augmentation", CVPR 2023).
-    """
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-
-    def norms(leaf):
-        return jnp.sqrt(jnp.sum(leaf**2, axis=range(leaf.ndim - 1), keepdims=True))
-
-    moved = []
-    for number, leaf in enumerate(leaves):
-        if leaf.ndim > 1:
-            way = jax.random.normal(keys[number], leaf.shape)
-            leaf = leaf + size * norms(leaf) * way / norms(way)
-        moved.append(leaf)
-    return structure.unflatten(moved)
-
-
 def epoch_window(segment: int, segments: int, max_start: int) -> tuple[int, int]:
     """First and last start epoch of a segment: window k of K equal ones up to the end.
 

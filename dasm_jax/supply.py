@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from dasm_jax import __version__, experts, sampling
 from dasm_jax import mesh as meshes
@@ -25,6 +27,7 @@ from dasm_jax.schema import (
     TrajectoryMatchingSettings,
 )
 from dasm_jax.source import RESULTS
+from dasm_jax.types import Params
 
 EXPERTS_AT_ONCE = 10
 BANK = "bank"  # the folder of its networks
@@ -108,7 +111,7 @@ def _make_bank_supplier(
     trajectory = f"config.matcher.{problem.settings.matcher.name}.trajectory"
     rate = f"{trajectory}.recipe.lr"
     members = np.arange(len(problem.dataset.train.labels))
-    perturb = jax.jit(partial(experts.perturb, size=t.perturb))
+    moved = jax.jit(partial(perturb, size=t.perturb))
 
     @cache
     def bank() -> Any:
@@ -129,11 +132,33 @@ def _make_bank_supplier(
             pick, direction = jax.random.split(key)
             number = int(jax.random.randint(pick, (), 0, t.bank))
             params = jax.tree.map(lambda leaf: leaf[number], networks)
-            return perturb(direction, params) if t.perturb else params
+            return moved(direction, params) if t.perturb else params
 
         return Supply(given, time.perf_counter() - began)
 
     return supply
+
+
+def perturb(key: Key[Array, ""], params: Params, size: float) -> Params:
+    """Move every filter in a random direction, by ``size`` times its own norm.
+
+    A filter is all that leads to one output channel, the last axis; biases and norm
+    parameters stay. Acc-DD's parameter perturbation (Zhang et al., "Accelerating
+    Dataset Distillation via Model Augmentation", CVPR 2023).
+    """
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def norms(leaf):
+        return jnp.sqrt(jnp.sum(leaf**2, axis=range(leaf.ndim - 1), keepdims=True))
+
+    moved = []
+    for number, leaf in enumerate(leaves):
+        if leaf.ndim > 1:
+            way = jax.random.normal(keys[number], leaf.shape)
+            leaf = leaf + size * norms(leaf) * way / norms(way)
+        moved.append(leaf)
+    return structure.unflatten(moved)
 
 
 def _network_supply(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import experts, sampling, supply, training
+from dasm_jax import sampling, supply, training
 from dasm_jax.dasm import run_dasm
 from dasm_jax.errors import UserError
 from dasm_jax.keys import Use, key_for
@@ -40,7 +40,7 @@ def test_a_perturbation_is_as_long_as_the_filter_it_moves():
         "dense": jax.random.normal(jax.random.key(2), (40, 7)),
         "bias": jnp.arange(5.0),
     }
-    moved = experts.perturb(jax.random.key(3), params, 0.3)
+    moved = supply.perturb(jax.random.key(3), params, 0.3)
     np.testing.assert_array_equal(moved["bias"], params["bias"])
     ways = []
     for before, after in zip(filters(params), filters(moved), strict=True):
@@ -52,7 +52,7 @@ def test_a_perturbation_is_as_long_as_the_filter_it_moves():
     dense, kernel = ways
     assert not kernel[0].any()  # a filter of zeros stays
     assert len(np.unique(np.sign(dense))) == 2
-    other = experts.perturb(jax.random.key(4), params, 0.3)
+    other = supply.perturb(jax.random.key(4), params, 0.3)
     assert not np.array_equal(other["dense"], moved["dense"])
 
 
