@@ -132,19 +132,23 @@ def report(
 
     Args:
       folder: for workdirs.
-      pythons: interpreters; what the first one makes is compared with all others.
+      pythons: interpreters; what the first one makes is compared with all others. Of
+        those of the same versions the first one counts.
       options: of the command, after ``OPTIONS``.
 
     Returns:
       tables as Markdown, and whether every second run has the bits of the first.
     """
     tables, same, elsewhere = [], True, {}
-    for number, python in enumerate(pythons):
+    distinct: dict[str, str] = {}
+    for python in pythons:
+        distinct.setdefault(_versions(python), python)
+    for number, (with_what, python) in enumerate(distinct.items()):
         found = {
             each.title: run(folder / f"{number} {each.title}", each, options)
             for each in runs_of(python)
         }
-        first, with_what = found.pop(ALONE), _versions(python)
+        first = found.pop(ALONE)
         tables.append(table(f"{ALONE}, {with_what}", first, found | elsewhere))
         same &= all(compare(first[name], found[AGAIN][name]) == SAME for name in first)
         elsewhere = elsewhere or {with_what: first}
