@@ -73,7 +73,8 @@ def not_ours(
     if may_be_whole(error):
         return cannot_read(path, error)
     return UserError(
-        f"{path} is missing or damaged; remove {to_remove or 'it'} to make it again"
+        f"{path} is missing or damaged; remove "
+        + (f"{to_remove} to run it again" if to_remove else "it to make it again")
     )
 
 

@@ -48,6 +48,7 @@ DAMAGE = (
 # compress a few times, bombs a thousand times.
 LARGEST_RATIO = 50
 ALWAYS_ALLOWED = 2**28
+_END = 2**16 + 22  # bytes in which an archive says at its end where things are
 # What np.savez and np.savez_compressed write. zipfile unpacks the others without a
 # bound, whatever size the archive states: a kilobyte of bzip2 can hold gigabytes.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -163,6 +164,9 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
 
 
 def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+    # The end, where zipfile looks; it takes a disk that fails for another format.
+    file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+    file.read()
     if not zipfile.is_zipfile(file):
         raise UserError(f"{path} is no .npz file; save it with np.savez")
     return zipfile.ZipFile(file)

@@ -40,6 +40,7 @@ class Checkpoints:
         self._folder, self._keep, self._careful = folder.absolute(), keep, careful
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._replaced: list[int] = []  # by the pending one
         self._next = 1 + max(self._numbers() + self._numbers(DAMAGED), default=0)
 
     def newest(
@@ -144,13 +145,17 @@ class Checkpoints:
             self.wait()
         except CannotWrite as error:
             missed = error
+            if self._replaced:
+                instead_of = [*self._replaced, *(instead_of or ())]
         number, self._next = self._next, self._next + 1
+        self._replaced = list(instead_of or ())
         if instead_of is not None:
-            metadata = {**metadata, INSTEAD_OF: list(instead_of)}
+            metadata = {**metadata, INSTEAD_OF: self._replaced}
         self._pending = self._writer.submit(self._write, number, tree, metadata)
         if missed is not None:
             self.wait()
-            _log.warning("%s; %s is whole instead", missed, _name(number))
+            what = str(missed).partition(";")[0]  # without a remedy
+            _log.warning("%s; %s is whole instead", what, _name(number))
         return number
 
     @property

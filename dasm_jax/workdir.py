@@ -73,7 +73,7 @@ def _check_owner(workdir: Path, path: str, settings: Settings) -> None:
         except (AttributeError, LookupError, TypeError, ValueError):
             raise UserError(
                 f"--workdir={path} holds a config.json that cannot be read; use "
-                "another folder or remove it"
+                "another folder or remove that file"
             ) from None
         if names:
             raise UserError(
@@ -149,11 +149,11 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     if experiment == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")
         kept["matcher"] = {"name": name, name: matcher.get(name)}
-    return _without_additions(kept)
+    return without_additions(kept)
 
 
-def _without_additions(config: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields of ``source.ADDED`` that change nothing."""
+def without_additions(config: Any) -> Any:
+    """What may be a config, without fields of ``source.ADDED`` that change nothing."""
     config = copy.deepcopy(config)
     for path, as_before in ADDED.items():
         *groups, field = path.split(".")
@@ -291,7 +291,7 @@ def git_commit() -> str | None:
 
     def git(*arguments):
         return subprocess.run(
-            ["git", *arguments],
+            ["git", "--no-optional-locks", *arguments],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,

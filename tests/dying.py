@@ -69,6 +69,8 @@ class Moment:
             return False
         if self._kind == "removing":
             return self._is_item(self._removed)
+        if self._kind != "discarding":
+            return False  # of ``CALLS``
         finished = (self._workdir / "summary.json").exists()
         return finished and self._removed == self._checkpoints
 

@@ -284,7 +284,8 @@ def test_where_there_is_room_again_the_newer_one_is_written(tmp_path, caplog):
         usage = namedtuple("usage", "free")(0)
         patch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
         items.save([np.float32(1)], {"value": 1})
-        while not items.failed:
+        until = time.monotonic() + 60
+        while not items.failed and time.monotonic() < until:
             time.sleep(0.01)
     items.save([np.float32(2)], {"value": 2})
     assert not items.failed
@@ -292,6 +293,20 @@ def test_where_there_is_room_again_the_newer_one_is_written(tmp_path, caplog):
     assert "No space left" in caplog.text
     assert "000002 is whole instead" in caplog.text
     items.close()
+
+
+def test_what_an_item_stands_for_is_not_forgotten_with_it(tmp_path):
+    items = Checkpoints(tmp_path, 3)
+    items.save([np.float32(1)], {"value": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        usage = namedtuple("usage", "free")(0)
+        items.wait()
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+        items.save([np.float32(2)], {"value": 2}, instead_of=[1])
+        items._writer.submit(lambda: None).result()  # it is done with that
+    items.save([np.float32(3)], {"value": 3})
+    items.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["000003"]
 
 
 def test_what_cannot_be_removed_is_said_in_one_line(tmp_path, caplog):

@@ -176,6 +176,21 @@ def test_what_the_last_bits_follow(monkeypatch):
     assert "--xla_cpu_enable_fast_math=true where it was" in kept.moved(here, there)
 
 
+def test_a_field_that_changes_nothing_is_no_other_run(calm, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workdir, "ADDED", {})  # as of the commit that brought a field
+        killed(tmp_path, 3)
+    start(tmp_path)
+    assert outcome(tmp_path) == outcome(calm)
+
+
+def test_a_length_that_was_not_stored_is_unknown():
+    here = kept.machine(small_problem()) | {kept.SCHEDULE: "3 4"}
+    there = kept.machine(small_problem())
+    assert kept.moved(there, here) == ""
+    assert kept.moved(there | {"jax": "0.0.1"}, here).endswith("last bits may differ")
+
+
 def test_segments_of_another_length_are_more_than_last_bits(calm, tmp_path, caplog):
     killed(tmp_path, 3)
     with pytest.MonkeyPatch.context() as patch:

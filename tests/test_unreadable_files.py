@@ -1,6 +1,7 @@
 """Files of a run that cannot be read now, told apart from damaged ones."""
 
 import errno
+import io
 import os
 from functools import partial
 
@@ -17,6 +18,13 @@ from tests.checkpoint_cases import content
 from tests.small import small_config, small_dataset, small_problem
 from tests.test_curve import start
 from tests.unreadable import unreadable
+
+class Failing(io.FileIO):
+    """A file on a disk that fails when it is read."""
+
+    def read(self, size=-1):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
 
 PASSING = [errno.EACCES, errno.ESTALE, errno.EMFILE, errno.EIO]
 
@@ -110,6 +118,10 @@ def test_a_set_that_does_not_fit_now_is_not_a_damaged_one(tmp_path, monkeypatch)
                 sets.load_decoded(path, problem, 6)
     with unreadable(path, errno.EIO), pytest.raises(CannotRead, match="Input/output"):
         sets.load_decoded(path, problem, 6)
+    with monkeypatch.context() as patch:  # it opens, and no more
+        patch.setattr(npz, "open_regular", Failing)
+        with pytest.raises(CannotRead, match="Input/output"):
+            sets.load_decoded(path, problem, 6)
     assert sets.load_decoded(path, problem, 6) is not None
 
 
@@ -132,6 +144,25 @@ def test_a_table_makes_no_set_anew_that_cannot_be_read_now(made, name):
     assert f"{name} cannot be read now: Input/output error" in " ".join(said.split())
     assert content(workdir / "sets") == before
     assert "cannot be read" not in begin()
+
+
+def test_nor_does_another_cell_of_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
+    begin = partial(start, tmp_path, curve__methods=("dasm",), curve__ipcs=(2, 4))
+    begin()
+    facts = sorted((tmp_path / "sets").glob("dasm*.json"))
+    assert len(facts) == 2
+    for damaged, other in (facts, facts[::-1]):
+        (tmp_path / "cells" / damaged.name).unlink()
+        damaged.unlink()
+        kept = other.with_suffix(".npz")
+        before = kept.stat().st_mtime_ns
+        with unreadable(kept, errno.EIO):
+            said = begin()
+        assert f"{kept.name} cannot be read now" in " ".join(said.split())
+        assert kept.stat().st_mtime_ns == before
+        assert not damaged.exists()
+        assert "cannot be read" not in begin()
 
 
 def test_a_table_ends_where_an_accuracy_cannot_be_read_now(made):

@@ -28,9 +28,11 @@ class Arm(NamedTuple):
 
     @property
     def text(self) -> str:
-        """All its changes, those that its name stands for among them."""
+        """Its changes, and what its name stands for, but for what goes unsaid."""
+        unsaid = sets.UNSAID.get(self.name, {}).items()
         changes = (self.changes or {}).items()
-        return " ".join(f"{field}={value}" for field, value in changes)
+        said = [change for change in changes if change not in unsaid]
+        return " ".join(f"{field}={value}" for field, value in said)
 
 
 def arms_of(settings: Settings) -> dict[str, Arm]:

@@ -22,7 +22,7 @@ from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.memory import make_room_for_programs
 from dasm_jax.experiments.rollback import log_rollback
-from dasm_jax.files import is_there, make_folder, read_json, read_record, write_json
+from dasm_jax.files import is_there, make_folder, read_record, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.records import are_amounts, is_amount, is_text
@@ -201,9 +201,10 @@ class _Bench:
         except (UserError, NonFiniteError) as error:
             return failed(error)
         result |= origin
-        write_json(path, result)
+        # Logged first: once the file is there nothing of the cell is written again.
         self._log.drop("cell", cell=cell.name)
         self._log.metrics("cell", cell=cell.name, **result)
+        write_json(path, result)
         return result
 
     def folder(self, source: Source) -> Path:
@@ -251,19 +252,33 @@ class _Bench:
         return content
 
     def _of_set(self, source: Source, cell: Cell, origin: dict[str, str]) -> Result:
-        path = self._facts(cell)
-        npz = path.with_suffix(".npz")
-        facts = self._kept(path, COST, origin)
-        decoded = None
-        if facts is not None:
-            decoded = sets.load_decoded(npz, self._problem, self._room)
-        if facts is None or decoded is None:
+        stored = self._stored(cell, origin)
+        if stored is None:
+            for other in source.cells:  # none is written over that may be whole
+                self._stored(other, origin)
             self._make(source, origin)
-            facts = read_json(path)
-            decoded = sets.load_decoded(npz, self._problem, self._room)
-        assert decoded is not None, f"{path} was just written"
+            stored = self._stored(cell, origin)
+        assert stored is not None, f"{self._facts(cell)} was just written"
+        facts, decoded = stored
         data = evaluate.in_buffer(decoded, self._room)
         return {**facts, **self._evaluated(*data)}
+
+    def _stored(
+        self, cell: Cell, origin: dict[str, str]
+    ) -> tuple[dict[str, Any], ArrayDataset] | None:
+        """Facts and images of a set; None where it has to be made, or made again.
+
+        Raises:
+          CannotRead: it may be whole.
+          UserError: it is of other images.
+        """
+        path = self._facts(cell)
+        facts = self._kept(path, COST, origin)
+        if facts is None:
+            return None
+        npz = path.with_suffix(".npz")
+        decoded = sets.load_decoded(npz, self._problem, self._room)
+        return None if decoded is None else (facts, decoded)
 
     def _full(self) -> Result:
         return {

@@ -28,7 +28,7 @@ from dasm_jax.progress import Progress, SegmentResult, Snapshot
 from dasm_jax.run_log import LogPosition
 from dasm_jax.source import RESULTS
 from dasm_jax.stored_tree import Damaged
-from dasm_jax.workdir import PhaseClock, identity
+from dasm_jax.workdir import PhaseClock, identity, without_additions
 
 CHECKPOINTS = "checkpoints"
 ACCOUNTS = "accounts.json"  # of time and memory, so far
@@ -326,6 +326,7 @@ class Keeper:
         theirs = metadata.get("identity")
         if not isinstance(theirs, dict):
             raise Damaged(self._folder)
+        theirs = {**theirs, "config": without_additions(theirs.get("config"))}
         if names := differences(self._identity, theirs):
             raise UserError(
                 f"{self._folder} holds checkpoints of another run; they differ in "

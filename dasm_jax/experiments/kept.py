@@ -89,6 +89,8 @@ def _cpu() -> str:
 
 def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What there is to say of a run that goes on elsewhere; "" where it does not."""
+    if SCHEDULE not in before:  # of a commit that did not store it
+        now = {name: value for name, value in now.items() if name != SCHEDULE}
     changes = _changes(before, now)
     if not changes:
         return ""

@@ -22,20 +22,27 @@ from dasm_jax.settings import changed
 from dasm_jax.synthetic_files import load_set
 from dasm_jax.types import ArrayDataset, Dataset
 
-# One segment, and what else is asked of segments that would reach it: a baseline stays
-# what it is when the method changes its settings. These are the defaults.
+# What is asked of segments and would reach a single one: a baseline stays what it is
+# when the method changes its settings. These are the defaults: they go without saying.
 ONE_SEGMENT = {
-    "dasm.segments": 1,
     "dasm.target": "pool",
     "dasm.context": "active",
     "dasm.rescore_every": 0,
 }
+UNSAID = {
+    "static_filter": ONE_SEGMENT,
+    # Before the first segment nothing is scored, so this window is the whole class.
+    "idc": {**ONE_SEGMENT, "dasm.pool": "window"},
+}
 # What a distilled set changes in the settings. Anything else is selected.
 DISTILLED = {
     # The paper's failing baseline: filter the easy images first, then distil.
-    "static_filter": {**ONE_SEGMENT, "dasm.pool": "static_filter"},
-    # Before the first segment nothing is scored, so this window is the whole class.
-    "idc": {"matcher.name": "idc", **ONE_SEGMENT, "dasm.pool": "window"},
+    "static_filter": {
+        **UNSAID["static_filter"],
+        "dasm.segments": 1,
+        "dasm.pool": "static_filter",
+    },
+    "idc": {**UNSAID["idc"], "matcher.name": "idc", "dasm.segments": 1},
     "dasm": {},
 }
 LABELS = {
