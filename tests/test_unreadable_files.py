@@ -19,6 +19,7 @@ from tests.small import small_config, small_dataset, small_problem
 from tests.test_curve import start
 from tests.unreadable import unreadable
 
+
 class Failing(io.FileIO):
     """A file on a disk that fails when it is read."""
 

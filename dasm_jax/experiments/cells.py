@@ -6,8 +6,6 @@ missing. What a file depends on is kept in it, so that none is taken for another
 """
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,14 +16,14 @@ from dasm_jax import evaluate, hosts
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
 from dasm_jax.experiments import sets
+from dasm_jax.experiments.cell_files import ACCURACY, COST, digest, kept_in
 from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.memory import make_room_for_programs
 from dasm_jax.experiments.rollback import log_rollback
-from dasm_jax.files import is_there, make_folder, read_record, write_json
+from dasm_jax.files import make_folder, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
-from dasm_jax.records import are_amounts, is_amount, is_text
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
@@ -34,17 +32,6 @@ from dasm_jax.types import ArrayDataset, Dataset
 from dasm_jax.workdir import PhaseClock, claim_workdir, identity, provenance
 
 FULL = "full"
-
-# What the files of a set and of an accuracy must hold.
-Checks = dict[str, Callable[[Any], bool]]
-COST: Checks = {name: is_amount for name in ("matching_flops", "seconds_making")}
-ACCURACY: Checks = {
-    **COST,
-    "mean": is_amount,
-    "std": lambda value: value is None or is_amount(value),  # of a single network
-    "networks": are_amounts,
-    **{name: is_text for name in ("commit", "date", "device")},
-}
 
 
 class Cell(NamedTuple):
@@ -191,7 +178,7 @@ class _Bench:
         """
         path = self._workdir / "cells" / f"{cell.name}.json"
         origin = self._origin(source)
-        kept = self._kept(path, ACCURACY, origin)
+        kept = kept_in(path, ACCURACY, origin, self._log.line)
         if kept is not None:
             return kept
         make_room_for_programs()
@@ -225,32 +212,6 @@ class _Bench:
             "data_hash": self._dataset.content_hash,
         }
 
-    def _kept(
-        self, path: Path, fields: Checks, origin: dict[str, str]
-    ) -> dict[str, Any] | None:
-        """What a file holds; None where it has to be made, or made again.
-
-        Raises:
-          CannotRead: it may be whole.
-          UserError: it is of other images.
-        """
-        if not is_there(path):
-            return None
-        content = read_record(path)
-        intact = {*fields, *origin} <= {*content}
-        if not (intact and all(fits(content[name]) for name, fits in fields.items())):
-            self._log.line(f"{path.name} is damaged; it is made again")
-            return None
-        if content["data_hash"] != origin["data_hash"]:
-            raise UserError(
-                f"{path} is of other images than config.data now names; use another "
-                "--workdir"
-            )
-        if content["settings"] != origin["settings"]:
-            self._log.line(f"{path.name} is of other settings; it is made again")
-            return None
-        return content
-
     def _of_set(self, source: Source, cell: Cell, origin: dict[str, str]) -> Result:
         stored = self._stored(cell, origin)
         if stored is None:
@@ -273,7 +234,7 @@ class _Bench:
           UserError: it is of other images.
         """
         path = self._facts(cell)
-        facts = self._kept(path, COST, origin)
+        facts = kept_in(path, COST, origin, self._log.line)
         if facts is None:
             return None
         npz = path.with_suffix(".npz")
@@ -334,12 +295,6 @@ class _Bench:
                 **origin,
             }
             write_json(facts, spent)
-
-
-def digest(identity: dict[str, Any]) -> str:
-    """16 hexadecimal digits that differ where plain JSON does."""
-    text = json.dumps(identity, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _formation(source: Source, dataset: Dataset) -> Parameterization:

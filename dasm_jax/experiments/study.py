@@ -12,13 +12,13 @@ from dasm_jax import records
 from dasm_jax.errors import UserError
 from dasm_jax.experiments import sets, study_table
 from dasm_jax.experiments.arms import Arm, arms_of, settings_of
+from dasm_jax.experiments.cell_files import digest
 from dasm_jax.experiments.cells import (
     FULL,
     Cell,
     Source,
     check_results,
     check_sources,
-    digest,
     fill,
     full_source,
 )
