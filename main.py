@@ -1,9 +1,15 @@
 """Distil a dataset: ``python main.py --config=configs/digits.py --workdir=runs/x``."""
 
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # Until everything is imported Ctrl-C ends the process and no more: an exception of
+    # Python's gets lost in callbacks of XLA's, or makes its modules abort.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -41,6 +47,8 @@ def main(argv: list[str]) -> None:
     if not f.distributed and not f.processes:
         mesh.take_cores_for_devices()
     hosts.start(f.coordinator, f.processes, f.process, f.distributed)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         text = run.run(settings.from_config(f.config), f.workdir)
     except BaseException as error:
@@ -135,6 +143,11 @@ def _can_write(folder: os.PathLike) -> bool:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
+    # Closed by whoever started this: nobody listens, and their numbers must not become
+    # those of a run's files.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.stdout.reconfigure(errors="replace")  # type: ignore[attr-defined]
     try:
         app.run(main, flags_parser=parse_flags)

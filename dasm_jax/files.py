@@ -29,7 +29,7 @@ NO_ROOM = frozenset(_REMEDIES)
 MOST_JSON = 2**30  # bytes
 # What an OSError says of what is there, and not of reading it now: PIL's have no code,
 # and a damaged archive leads to places that no file has.
-_OF_CONTENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
+_OF_CONTENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 def cannot_write(path: Path | str, error: OSError) -> CannotWrite:

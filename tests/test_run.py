@@ -373,3 +373,21 @@ def test_a_table_that_nobody_reads():
     done = printed_to(writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_nobody_has_to_listen(closed):
+    command = f"{sys.executable} main.py --config=none.py --workdir=x {closed}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    said = "error: --config" if "2>" not in closed else ""
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_folder_one_is_in_may_be_gone(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert common.written(tmp_path / "here" / "run", "a").startswith("wrote run/a")
+    (tmp_path / "here").rmdir()
+    assert common.written(tmp_path / "run", "a").startswith(f"wrote {tmp_path}/run/a")

@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -21,7 +23,7 @@ from tests.stopped import (  # noqa: F401  (fixtures)
     outcome,
     start,
 )
-from tests.torture import Run
+from tests.torture import ROOT, Run
 
 
 def raise_signal(number):
@@ -241,3 +243,27 @@ def test_a_signal_to_all_processes_of_a_table(tmp_path):
     assert second.startswith("stopped by SIGTERM; the same command goes on from seg")
     assert second in (run.workdir / "log.txt").read_text()
     assert (cell / "checkpoints" / "000001" / "metadata.json").exists()
+
+
+def test_an_interrupt_while_modules_are_imported_ends_the_process(tmp_path):
+    """Python's exception could be lost there, in a callback of XLA's."""
+    code = """if True:
+        import builtins, os, runpy, signal, sys
+        whole = builtins.__import__
+        def imported(name, *rest, **options):
+            if name == "jax":
+                os.kill(os.getpid(), signal.SIGINT)
+            return whole(name, *rest, **options)
+        builtins.__import__ = imported
+        sys.argv = ["main.py", "--config=configs/digits.py", "--workdir=" + sys.argv[1]]
+        runpy.run_path("main.py", run_name="__main__")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -224,6 +224,6 @@ def render_table(summary: dict[str, Any]) -> list[str]:
 def written(workdir: Path, *names: str) -> str:
     """Say which files of ``workdir`` were written; ``run`` adds the report."""
     shown = workdir
-    if workdir.is_relative_to(Path.cwd()):
+    with suppress(OSError, ValueError):  # it lies elsewhere, or this folder is gone
         shown = workdir.relative_to(Path.cwd())
     return "wrote " + "\n      ".join(str(shown / name) for name in (*names, REPORT))
