@@ -28,3 +28,23 @@ def record_of(item):
 def write_record(item, record):
     """As whoever knows how it is done."""
     (item / "metadata.json").write_text(json.dumps(checkpoint.sealed(record)))
+
+
+def one_line(caught):
+    """The message of what was raised, which must be one line."""
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def data_file(item):
+    """The file that holds most of the numbers."""
+    return max((item / "tree").rglob("?" * 32), key=lambda path: path.stat().st_size)
+
+
+def lose_a_file(item):
+    data_file(item).unlink()
+
+
+def empty_metadata(item):
+    (item / "metadata.json").write_text("")
