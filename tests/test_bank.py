@@ -136,9 +136,8 @@ def test_a_bank_is_trained_once_and_kept(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a.pixels, b.pixels)
 
 
-@pytest.mark.parametrize(
-    "name", ["idc", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dsa", "dm"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["idc", "dsa", "dm"])
 def test_every_kind_of_network_may_start_there(name):
     plain = {"network__depth": 1, "matcher__name": name}
     bank = {

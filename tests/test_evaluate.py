@@ -13,7 +13,7 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import network_for
 from dasm_jax.recipes import recipe_from, under_augmentation
 from dasm_jax.settings import from_config
-from tests.small import small_config, small_problem
+from tests.small import slow_but, small_config, small_problem
 
 
 def trainer_of(p):
@@ -30,7 +30,7 @@ def keys_of(p, count):
 # --- several networks at once ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("norm", slow_but(["instance", "batch"], "instance"))
 def test_networks_trained_at_once_are_those_trained_alone(norm):
     p = small_problem(evaluate__recipe__cutmix=0.5, evaluate__steps=8)
     p = p._replace(network=network_for(p, f"convnet/{norm}"))
@@ -61,7 +61,7 @@ def test_the_first_weights_are_the_same_bits_however_many_are_trained():
             np.testing.assert_array_equal(alone, all_[n])
 
 
-@pytest.mark.parametrize("at_once", [2, 3])
+@pytest.mark.parametrize("at_once", slow_but([2, 3], 2))
 def test_accuracies_do_not_depend_on_the_chunks(at_once):
     def accuracies(at_once):
         p = small_problem(

@@ -19,7 +19,7 @@ from dasm_jax.loops import Loop
 from dasm_jax.nets import make_convnet
 from dasm_jax.training import Recipe
 from dasm_jax.types import ArrayDataset, Normalization
-from tests.small import bare_network
+from tests.small import bare_network, slow_but
 
 PLAIN = Normalization((0.5,), (0.5,))
 ROOT = jax.random.key(3)
@@ -108,7 +108,9 @@ def test_experts_start_where_the_network_does():
     assert jax.tree.map(np.shape, buffer) == shapes
 
 
-@pytest.mark.parametrize(("count", "steps"), [(20, 2), (16, 2), (5, 1)])
+@pytest.mark.parametrize(
+    ("count", "steps"), slow_but([(20, 2), (16, 2), (5, 1)], (16, 2), (5, 1))
+)
 def test_an_epoch_is_the_whole_batches_that_a_table_holds(count, steps):
     buffer = train([0], table=some_images(count))
     key = key_for(ROOT, Use.EXPERT, 1, 0)
@@ -139,7 +141,7 @@ def test_an_expert_is_the_same_whoever_is_beside_it():
     assert not np.allclose(kernel, later)
 
 
-@pytest.mark.parametrize("numbers", [[0], [0, 1]])
+@pytest.mark.parametrize("numbers", slow_but([[0], [0, 1]], [0, 1]))
 def test_experts_do_not_depend_on_the_loop(numbers):
     rolled = experts.make_expert_trainer(
         network(), plan(), PLAIN, Loop(rolled=True, steps_per_call=3)
@@ -173,7 +175,7 @@ def test_experts_learn():
         assert after < 0.3
 
 
-@pytest.mark.parametrize("numbers", [[0], [0, 1]])
+@pytest.mark.parametrize("numbers", slow_but([[0], [0, 1]], [0, 1]))
 def test_divergence_names_the_learning_rate(numbers):
     recipe = plan().recipe._replace(learning_rate=1e30)
     train = experts.make_expert_trainer(network(), plan(recipe=recipe), PLAIN)

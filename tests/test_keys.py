@@ -36,7 +36,7 @@ def test_it_would_be_seen(monkeypatch):
 
 
 @pytest.mark.usefixtures("watched")
-@pytest.mark.parametrize("name", slow_but(MATCHERS, "idc", "dc", "dm", "cafe"))
+@pytest.mark.parametrize("name", slow_but(MATCHERS, "idc", "dm", "cafe"))
 def test_of_a_run(name):
     problem = small_problem(matcher__name=name)
     results = run_dasm(problem)

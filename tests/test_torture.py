@@ -151,6 +151,7 @@ def test_what_is_removed(steps, kind, finished, removed, counts):
     assert moment._left == 100 - counts
 
 
+@pytest.mark.slow
 def test_the_networks_of_a_moment_are_told_apart(tmp_path, monkeypatch):
     counts: Counter[str] = Counter()
     for kind, (maker, user) in dying.CALLS.items():
