@@ -1,7 +1,11 @@
-"""What the tests of runs that stop share: how they stop, and what has to be equal."""
+"""What the tests of runs that stop share: how they stop, and what has to be equal.
+
+python -m tests.stopped --workdir=…    # such a run as a process, to be killed
+"""
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -32,15 +36,17 @@ def problem_of(settings):
     return PROBLEMS[plain]._replace(settings=settings, dataset=dataset)
 
 
+def compile_once(patch):
+    """Runs share their programs, or most of the time would be compiling."""
+    patch.setattr(experiment, "load_problem", problem_of)
+    patch.setattr(sets, "make_problem", lambda settings, data: problem_of(settings))
+    patch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
+    patch.setattr(report, "write_report", lambda folder: None)
+
+
 @pytest.fixture(autouse=True)
 def _compiled_once(monkeypatch):
-    """Runs share their programs, or most of the time would be compiling."""
-    monkeypatch.setattr(experiment, "load_problem", problem_of)
-    monkeypatch.setattr(
-        sets, "make_problem", lambda settings, data: problem_of(settings)
-    )
-    monkeypatch.setattr(common, "load_dataset", lambda *a, **k: small_dataset(2))
-    monkeypatch.setattr(report, "write_report", lambda folder: None)
+    compile_once(monkeypatch)
 
 
 class Killed(BaseException):
@@ -127,3 +133,9 @@ FEWER = (
     "--config.measure.networks=0",
 )
 COMPILED = ROOT / ".cache" / "kills"
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patch:
+        compile_once(patch)
+        start(sys.argv[1].removeprefix("--workdir="))

@@ -178,8 +178,10 @@ def test_a_cell_that_failed_is_a_row(tmp_path, monkeypatch):
 
 def test_a_study_of_failures_is_an_error(tmp_path):
     with pytest.raises(UserError, match="every cell of the study failed"):
-        start(tmp_path, study__ipcs=(2,), evaluate__recipe__lr=1e30)
-    assert len(rows_in(tmp_path)) == 5
+        start(
+            tmp_path, study__arms=ARMS[1:2], study__ipcs=(2,), evaluate__recipe__lr=1e30
+        )
+    assert len(rows_in(tmp_path)) == 2  # and Full
 
 
 def test_another_evaluation_is_refused(finished):
