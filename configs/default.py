@@ -3,8 +3,8 @@
     python main.py --config=configs/default.py --workdir=runs/default
 
 The other files start from this one; as it stands it is CIFAR-10 at IPC 10, meant for a
-GPU, not yet run. ``seed`` fixes the synthesis, ``evaluate.seed`` the networks that
-evaluate, and nothing else is random.
+GPU, not yet run. ``seed`` fixes the synthesis, Random and coresets, ``evaluate.seed``
+the networks that evaluate and measure, and nothing else is random.
 """
 
 from ml_collections import ConfigDict
@@ -64,11 +64,11 @@ def get_config() -> ConfigDict:
     dasm.segments = 5  # K; 1 is IDC
     dasm.budget = "flops"  # of a run with K = 1: flops, steps (1/K each), per_segment
     dasm.taper = 1.0  # a segment's share of the budget over that of the one before it
-    dasm.pool = (
-        "window"  # not_yet_learned_easiest, weighted, disjoint, static_filter, …
-    )
+    # window, reverse, random, full, weighted, disjoint, not_yet_learned_easiest; or by
+    # networks trained on real images static_filter [rho, 1], static_window [rho, high]
+    dasm.pool = "window"
     dasm.schedule = "linear"  # how low_k rises: linear, cosine or coverage
-    dasm.rho = 0.3  # low_K: share of easy images the last segment leaves out
+    dasm.rho = 0.3  # low_K: share of easy images that the last segment leaves out
     dasm.high = 0.95  # the hardest 5 % are mostly label noise
     dasm.random_share = 0.2  # eps: random images of the class in every pool
     dasm.gamma = 1.0  # pool=weighted draws by score^gamma
@@ -87,8 +87,8 @@ def get_config() -> ConfigDict:
         0.0  # share of the FLOPs for all segments together at the end, if K > 1
     )
     dasm.polish_rate = 0.1  # of the image rate of the whole set
-    # What it is matched against: class, or pool, by the last segment's rule; networks
-    # that judge are trained on all segments, or as ever on the real images
+    # What it is matched against: class, or a pool by the last segment's rule, judged by
+    # networks trained on all segments (scored_by=real, static pools: on real images)
     dasm.polish_target = "class"
 
     config.evaluate = evaluate = ConfigDict()
@@ -97,14 +97,14 @@ def get_config() -> ConfigDict:
     evaluate.steps = 10_000  # SGD steps of each, the same for every set in a table
     evaluate.prefixes = True  # every prefix of the segments, or the whole set alone
     evaluate.baselines = True  # Random and Full beside it
-    evaluate.at_once = 0  # networks per launch; 0: one on CPU, else all that fit
-    # experiment=evaluate: files or folders with commas between; name/norm/width
+    evaluate.at_once = 0  # networks per launch; 0: on CPU one per device, else all
+    # From here to looks for experiment=evaluate: files or folders, commas between
     evaluate.synthetic = ""
-    # Such as "convnet", "resnet18/batch", "vgg11/16"; empty: config.network. One of the
-    # same name as config.network inherits from it, others are as published (norm:
-    # instance, batch of densenet).
+    # name, name/norm, name/width or name/norm/width, such as "resnet18/batch"; empty:
+    # config.network. One of the same name as config.network inherits from it, others
+    # are as published (norm: instance, batch of densenet).
     evaluate.architectures = ()
-    evaluate.augmentations = ("recipe",)  # recipe, none, dsa (no CutMix), dsa_cutmix
+    evaluate.augmentations = ("recipe",)  # recipe, none (for ARS), dsa, dsa_cutmix
     evaluate.epochs = 0  # over the decoded set, instead of steps; 0: steps
     evaluate.same_compute = False  # epochs divided by f²
     evaluate.looks = 5  # tests of a network on its way; the best is printed apart
@@ -173,7 +173,7 @@ def get_config() -> ConfigDict:
     analyse.rows = ""  # a rows.csv of an analysis: show it, read no run
     analyse.document = ""  # Markdown file whose section is renewed, files beside it
 
-    config.measure = measure = ConfigDict()  # section 7: what a run measures of itself
+    config.measure = measure = ConfigDict()  # what a run measures of itself
     measure.networks = 1  # trained on all real images, they rank difficulty; 0: nothing
     measure.steps = 2000  # SGD steps of each, under the evaluation recipe
     measure.images = 500  # real images whose gradient norms are taken

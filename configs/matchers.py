@@ -108,7 +108,7 @@ def mtt() -> ConfigDict:
     config.step_size_lr = 1e-5  # learning rate of the step size
     config.experts = 100  # trajectories
     config.epochs = 20  # of each; at least max_start + expert_epochs
-    config.at_once = 0  # experts trained at a time; 0: 1 on CPU, else 10
+    config.at_once = 0  # experts trained at a time; 0: on CPU one per device, else 10
     config.folder = ""  # stored experts of all real images; empty: in the workdir
     config.recipe = _recipe(
         batch=256, momentum=0.0, weight_decay=0.0, augment=config.augment

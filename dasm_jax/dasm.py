@@ -1,7 +1,7 @@
 """DASM: segments made one after another, each matched to what is not learned yet.
 
-Section 2 of the method: score the real data with networks trained on the finished
-segments, choose a pool per class, start the segment from it, match, freeze.
+Score the real data with networks trained on the finished segments, choose a pool per
+class, start the segment from it, match, freeze.
 """
 
 import time

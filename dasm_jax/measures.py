@@ -1,4 +1,4 @@
-"""What a run measures of itself: section 7 of the method.
+"""What a run measures of itself: difficulty, gradients, diversity.
 
 The ruler is the same for every run: networks trained on all real images rank their
 difficulty, so that pools, first segments and matchers can be compared. A run's own

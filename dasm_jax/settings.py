@@ -277,7 +277,7 @@ def _check_batches(s: Settings, m: BatchMethodSettings, name: str) -> None:
         raise UserError(
             f"{name}.trajectory.data='pool' trains networks on the pool, which with "
             "config.dasm.target='class' only says where segments start; use "
-            "data='real' or target='pool'"
+            "data='all' or target='pool'"
         )
     if s.dasm.target == "class" and s.dasm.rescore_every:
         raise UserError(

@@ -21,7 +21,7 @@ DATASETS = {
     "fashion_mnist": (fashion_mnist, (10, 50, 100, 200)),
     "cifar10": (cifar10, (10, 50, 100, 200)),
 }
-# Method's section 7, each beside Full.
+# Each beside Full.
 CONTROLS = (
     "idc",  # one segment
     "dasm",

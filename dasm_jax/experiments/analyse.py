@@ -1,7 +1,7 @@
 """Analysis: what finished runs measured of themselves, side by side.
 
 Is the gradient biased to easy images, and the set? Does that move from segment to
-segment? Which test images gain? Section 7 of the method.
+segment? Which test images gain?
 """
 
 import os
