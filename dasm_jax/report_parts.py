@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from dasm_jax.errors import printable
+
 MOST_PIXELS = 2_000_000  # of all images in a page: at most 8 MB in colour
 MOST_PER_SEGMENT = 50  # images of a class
 STRIP_COLUMNS = 10
@@ -230,7 +232,7 @@ def segments_of(arrays: Mapping[str, np.ndarray]) -> tuple[list[Segment], str]:
     pixels, labels, segments = (
         arrays[f"stored_{name}"] for name in ("pixels", "labels", "segments")
     )
-    names = [str(name) for name in arrays["class_names"]]
+    names = [printable(str(name)) for name in arrays["class_names"]]
     numbers = [int(number) for number in np.unique(segments)]
     each = pixels.shape[1] * pixels.shape[2] * len(numbers)
     classes = min(len(names), max(1, MOST_PIXELS // each))

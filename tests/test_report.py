@@ -223,6 +223,14 @@ def test_names_are_text(tmp_path):
     assert "a<b>.txt" in page.text
 
 
+def test_class_names_do_not_turn_the_page_round(tmp_path):
+    write_run(tmp_path, names=("c\u202eat", "do\x1bg"))
+    write_report(tmp_path)
+    shown = " ".join(pictures(Page(tmp_path)))
+    assert "of class c\\u202eat, segment 1" in shown
+    assert "of class do\\x1bg, segment 1" in shown
+
+
 def test_same_files_same_bytes(tmp_path):
     pages = []
     for name in ("a", "b"):

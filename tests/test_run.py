@@ -165,6 +165,19 @@ def test_a_finished_run_is_left_as_it_is(finished, monkeypatch):
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
+def test_a_finished_run_says_which_of_its_files_were_removed(finished):
+    workdir, text = finished
+    assert "not there any more" not in text
+    synthetic = workdir / "synthetic.npz"
+    content = synthetic.read_bytes()
+    synthetic.unlink()
+    again = start(workdir)
+    synthetic.write_bytes(content)
+    assert again.endswith("\nnot there any more: synthetic.npz")
+    assert "wrote" in again
+    assert str(synthetic) not in again
+
+
 def test_a_refused_start_does_not_claim_the_workdir(tmp_path):
     with pytest.raises(UserError, match="larger than the smallest class"):
         start(tmp_path, ipc=41)

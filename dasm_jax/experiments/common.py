@@ -26,7 +26,7 @@ from dasm_jax.types import Dataset
 from dasm_jax.workdir import REPORT, PhaseClock, claim_workdir, manifest
 
 SUMMARY = "summary.json"
-FINISHED = "this run was finished before; remove its folder to run it again"
+FINISHED = "finished before; --config.checkpoint.resume=never runs it anew"
 
 
 def load_data(settings: Settings) -> Dataset:
@@ -222,8 +222,15 @@ def render_table(summary: dict[str, Any]) -> list[str]:
 
 
 def written(workdir: Path, *names: str) -> str:
-    """Say which files of ``workdir`` were written; ``run`` adds the report."""
+    """Say which files of ``workdir`` were written; ``run`` adds the report.
+
+    Of a run that was finished before some may have been removed since.
+    """
     shown = workdir
     with suppress(OSError, ValueError):  # it lies elsewhere, or this folder is gone
         shown = workdir.relative_to(Path.cwd())
-    return "wrote " + "\n      ".join(str(shown / name) for name in (*names, REPORT))
+    gone = [name for name in names if not (workdir / name).exists()]
+    there = [name for name in (*names, REPORT) if name not in gone]
+    lines = ["wrote " + "\n      ".join(str(shown / name) for name in there)]
+    lines += ["not there any more: " + ", ".join(gone)] * bool(gone)
+    return "\n".join(lines)
