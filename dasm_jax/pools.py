@@ -149,7 +149,8 @@ def make_pool_maker(
 def _judges(problem: Problem) -> str | None:
     """Which networks judge the real images, if any have to."""
     s = problem.settings.dasm
-    if s.pool == "full" or (s.pool == "random" and s.schedule != "coverage"):
+    sized = s.schedule == "coverage" or s.ceiling == "chance"  # by what networks say
+    if s.pool == "full" or (s.pool == "random" and not sized):
         return None
     return "real" if s.pool in schedule.STATIC else s.scored_by
 
@@ -194,7 +195,7 @@ def _choose(
     for indices in problem.class_indices:
         of_class = _difficulty_of(difficulty, indices)
         context = PoolContext(
-            window=Window(_low(problem, place, of_class), s.dasm.high),
+            window=_window(problem, place, of_class),
             segment=place,
             segments=s.dasm.segments,
             start=s.dasm.rho,
@@ -215,11 +216,17 @@ def _choose(
     return members
 
 
-def _low(problem: Problem, segment: int, difficulty: ClassDifficulty) -> float:
-    s = problem.settings.dasm
+def _window(problem: Problem, segment: int, difficulty: ClassDifficulty) -> Window:
+    s, high = problem.settings.dasm, problem.settings.dasm.high
+    reached = s.ceiling == "chance"
+    if reached:
+        guess = 1 / problem.dataset.n_classes
+        high = schedule.reached_high(difficulty, guess, high)
     if s.schedule == "coverage":
-        return schedule.covered_low(difficulty, s.coverage, s.high)
-    return schedule.RISES[s.schedule](segment, s.segments, s.rho)
+        return Window(schedule.covered_low(difficulty, s.coverage, high), high)
+    low = schedule.RISES[s.schedule](segment, s.segments, s.rho)
+    # As coverage does: a tenth of the class is left between the two.
+    return Window(min(low, max(high - 0.1, 0.0)) if reached else low, high)
 
 
 def _difficulty_of(

@@ -94,8 +94,20 @@ def covered_low(difficulty: ClassDifficulty, threshold: float, high: float) -> f
     return float(min(covered.mean(), max(high - 0.1, 0.0)))
 
 
+def reached_high(difficulty: ClassDifficulty, guess: float, high: float) -> float:
+    """Share of the class, at most ``high``, that is in reach of the networks.
+
+    In reach is what they give at least the probability of a guess. What they give less
+    they would learn against what they know: wrong labels, and what is too hard for the
+    set so far. A tenth of the class is left, or ``high`` if that is less.
+    """
+    reached = float((difficulty.confidence >= guess).mean())
+    return min(high, max(reached, 0.1))
+
+
 RISES = {"linear": linear_low, "cosine": cosine_low}
 SCHEDULES = (*RISES, "coverage")
+CEILINGS = ("fixed", "chance")
 
 
 def _quantiles(difficulty: ClassDifficulty, context: PoolContext) -> np.ndarray:
@@ -162,8 +174,10 @@ def static_filter_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ran
 
 def static_window_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
     """The rank window [rho, high], the same for every segment."""
-    window = Window(context.start, context.window.high)
-    return _within(_quantiles(difficulty, context), window)
+    high = context.window.high  # a ceiling may lie below rho
+    return _within(
+        _quantiles(difficulty, context), Window(min(context.start, high), high)
+    )
 
 
 def not_yet_learned_easiest_rule(

@@ -248,6 +248,30 @@ def test_the_window_rises_as_scheduled(rise, low):
     assert sizes == window_sizes(problem, second, low)
 
 
+@pytest.mark.parametrize("pool", ["window", "random"])
+def test_a_ceiling_follows_what_the_networks_reach(pool):
+    problem = small_problem(
+        dasm__pool=pool,
+        dasm__ceiling="chance",
+        dasm__rho=0.0,
+        dasm__high=1.0,
+        dasm__random_share=0.0,
+        dasm__score_steps=2,
+        matcher__name="dm",
+    )
+    second = run_dasm(problem)[1]
+    difficulty, smallest = second.pool.difficulty, 10
+    reached = [
+        max(int((difficulty.confidence[indices] >= 1 / 2).sum()), smallest)
+        for indices in problem.class_indices
+    ]
+    assert [len(members) for members in second.pool.members] == reached
+    assert smallest < max(reached) < 40  # or the test would see nothing
+    for members, indices in zip(second.pool.members, problem.class_indices):
+        easiest = indices[np.argsort(difficulty.scores[indices])][: len(members)]
+        assert (set(easiest) == set(members)) == (pool == "window")
+
+
 def test_coverage_drops_what_is_learned_with_confidence():
     problem = small_problem(
         dasm__schedule="coverage",

@@ -17,6 +17,7 @@ from dasm_jax.schedule import (
     cosine_low,
     covered_low,
     linear_low,
+    reached_high,
     segment_sizes,
 )
 
@@ -89,6 +90,15 @@ def test_coverage_drops_what_is_right_and_sure():
     assert covered_low(four, 0.4, 0.95) == 0.75
     assert covered_low(four, 0.4, 0.8) == pytest.approx(0.7)  # a tenth is left
     assert covered_low(four, 0.4, 0.05) == 0
+
+
+def test_a_ceiling_leaves_out_what_is_given_less_than_a_guess():
+    five = DIFFICULTY._replace(confidence=np.array([0.1, 0.95, 0.4, 0.3, 0.8]))
+    assert reached_high(five, 0.1, 1.0) == 1.0  # a guess is enough
+    assert reached_high(five, 0.25, 1.0) == 0.8
+    assert reached_high(five, 0.25, 0.7) == 0.7
+    assert reached_high(five, 0.99, 1.0) == 0.1  # a tenth is left
+    assert reached_high(five, 0.99, 0.05) == 0.05
 
 
 # --- rules ----------------------------------------------------------------------------

@@ -24,6 +24,11 @@ EASY = "dasm.pool=static_window dasm.rho=0 dasm.high=0.7"
 # first is finished, so that one is matched against whole classes.
 LEARNED = "dasm.rho=0 dasm.high=0.7 dasm.random_share=0"
 POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
+# Without what the networks trained on the segments give less than a guess: the end of
+# the pools follows the set so far, and no share is chosen.
+REACHED = "dasm.rho=0 dasm.high=1.0 dasm.ceiling=chance dasm.random_share=0"
+# Five segments that are little more than where the whole set starts.
+TOGETHER = "dasm.polish=0.8 dasm.polish_rate=1.0 dasm.polish_target=pool"
 
 
 def get_config(dataset=""):
@@ -72,5 +77,9 @@ def get_config(dataset=""):
         f"polished: {POLISHED}",
         f"easy_real_polished: {EASY} {POLISHED} dasm.polish_target=pool",
         f"easy_polished: {LEARNED} {POLISHED} dasm.polish_target=pool",
+        f"easy5: {LEARNED} {TOGETHER}",
+        f"grown5: {LEARNED} {TOGETHER} {GROWN}",
+        f"reached: {REACHED}",
+        f"reached5: {REACHED} {TOGETHER}",
     )
     return config

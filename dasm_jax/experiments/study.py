@@ -52,6 +52,7 @@ NO_COST = (
     "schedule",
     "rho",
     "high",
+    "ceiling",
     "random_share",
     "gamma",
     "easiest_share",

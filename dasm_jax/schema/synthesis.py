@@ -67,6 +67,7 @@ class DasmSettings:
     schedule: Annotated[str, one_of(schedule.SCHEDULES)]
     rho: Share
     high: Share
+    ceiling: Annotated[str, one_of(schedule.CEILINGS)]
     random_share: Share
     gamma: Rate
     easiest_share: Share
