@@ -70,8 +70,8 @@ def get_config() -> ConfigDict:
     dasm.schedule = "linear"  # how low_k rises: linear, cosine or coverage
     dasm.rho = 0.3  # low_K: share of easy images that the last segment leaves out
     dasm.high = 0.95  # the hardest 5 % are mostly label noise
-    # fixed: the window ends at high; chance: before it, where the networks that judge
-    # give an image less than the probability of a guess
+    # fixed: the window ends at high; chance: at the share of a class, if that is less,
+    # to which the networks that judge give at least the probability of a guess
     dasm.ceiling = "fixed"
     dasm.random_share = 0.2  # eps: random images of the class in every pool
     dasm.gamma = 1.0  # pool=weighted draws by score^gamma

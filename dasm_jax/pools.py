@@ -16,6 +16,7 @@ from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.recipes import recipe_from
 from dasm_jax.schedule import ClassDifficulty, PoolContext, Window
+from dasm_jax.schema import DasmSettings
 from dasm_jax.scoring import Difficulty
 from dasm_jax.types import Params
 
@@ -194,11 +195,14 @@ def _choose(
     members = []
     for indices in problem.class_indices:
         of_class = _difficulty_of(difficulty, indices)
+        window, start = _window(problem, place, of_class), s.dasm.rho
+        if s.dasm.pool == "static_window":  # whose low end does not rise
+            start = _under(window.high, start, s.dasm)
         context = PoolContext(
-            window=_window(problem, place, of_class),
+            window=window,
             segment=place,
             segments=s.dasm.segments,
-            start=s.dasm.rho,
+            start=start,
             gamma=s.dasm.gamma,
             easiest_share=s.dasm.easiest_share,
             draws=draws[0, indices],
@@ -218,15 +222,18 @@ def _choose(
 
 def _window(problem: Problem, segment: int, difficulty: ClassDifficulty) -> Window:
     s, high = problem.settings.dasm, problem.settings.dasm.high
-    reached = s.ceiling == "chance"
-    if reached:
+    if s.ceiling == "chance":
         guess = 1 / problem.dataset.n_classes
         high = schedule.reached_high(difficulty, guess, high)
     if s.schedule == "coverage":
         return Window(schedule.covered_low(difficulty, s.coverage, high), high)
     low = schedule.RISES[s.schedule](segment, s.segments, s.rho)
-    # As coverage does: a tenth of the class is left between the two.
-    return Window(min(low, max(high - 0.1, 0.0)) if reached else low, high)
+    return Window(_under(high, low, s), high)
+
+
+def _under(high: float, low: float, settings: DasmSettings) -> float:
+    """``low``, or what leaves a tenth of the class below a ceiling that comes down."""
+    return min(low, max(high - 0.1, 0.0)) if high < settings.high else low
 
 
 def _difficulty_of(

@@ -174,10 +174,8 @@ def static_filter_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ran
 
 def static_window_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
     """The rank window [rho, high], the same for every segment."""
-    high = context.window.high  # a ceiling may lie below rho
-    return _within(
-        _quantiles(difficulty, context), Window(min(context.start, high), high)
-    )
+    window = Window(context.start, context.window.high)
+    return _within(_quantiles(difficulty, context), window)
 
 
 def not_yet_learned_easiest_rule(

@@ -13,7 +13,7 @@ from dasm_jax.plan import plan_segments
 from dasm_jax.pools import Pool
 from dasm_jax.recipes import recipe_from
 from dasm_jax.supply import make_supplier
-from tests.small import small_problem, small_results
+from tests.small import slow_but, small_problem, small_results
 
 ROOT = jax.random.key(0)
 BANK = {
@@ -136,8 +136,7 @@ def test_a_bank_is_trained_once_and_kept(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a.pixels, b.pixels)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["idc", "dsa", "dm"])
+@pytest.mark.parametrize("name", slow_but(["idc", "dsa", "dm"], "idc"))
 def test_every_kind_of_network_may_start_there(name):
     plain = {"network__depth": 1, "matcher__name": name}
     bank = {

@@ -272,6 +272,35 @@ def test_a_ceiling_follows_what_the_networks_reach(pool):
         assert (set(easiest) == set(members)) == (pool == "window")
 
 
+@pytest.mark.parametrize("pool", ["window", "static_window", "static_filter"])
+def test_a_ceiling_below_the_window_leaves_a_tenth_of_the_class(monkeypatch, pool):
+    monkeypatch.setattr(schedule, "reached_high", lambda *arguments: 0.59)
+    problem = small_problem(
+        dasm__pool=pool,
+        dasm__ceiling="chance",
+        dasm__rho=0.7,
+        dasm__random_share=0.0,
+        matcher__name="dm",
+        matcher__dm__real_batch=1,
+        ipc=2,
+    )
+    second = run_dasm(problem)[1]
+    ranks = np.argsort(np.argsort(second.pool.difficulty.scores[:40]))
+    held = np.sort(ranks[second.pool.members[0]])
+    expected = {"static_filter": [*range(28, 40)]}  # which no ceiling touches
+    # Quantiles .49 to .59, and the nearest one, for five are the fewest.
+    assert held.tolist() == expected.get(pool, [19, 20, 21, 22, 23])
+
+
+def test_a_ceiling_that_does_not_bind_changes_nothing(monkeypatch):
+    changes = {"dasm__rho": 0.9, "matcher__name": "dm", "dasm__random_share": 0.0}
+    plain = small_results(**changes)
+    monkeypatch.setattr(schedule, "reached_high", lambda _, guess, high: high)
+    under = run_dasm(small_problem(**changes, dasm__ceiling="chance"))
+    for a, b in zip(plain, under, strict=True):
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+
+
 def test_coverage_drops_what_is_learned_with_confidence():
     problem = small_problem(
         dasm__schedule="coverage",

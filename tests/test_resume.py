@@ -31,7 +31,7 @@ from tests.stopped import (  # noqa: F401  (fixtures)
     start,
     stop_after,
 )
-from tests.torture import ROOT, torture, unfinished
+from tests.torture import PATIENCE, ROOT, torture, unfinished
 
 # --- the loop -------------------------------------------------------------------------
 
@@ -360,6 +360,7 @@ def test_a_kill_while_a_checkpoint_is_written(calm, tmp_path):
         env=os.environ | programs,
         capture_output=True,
         text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = [tmp_path / "checkpoints" / f"00000{number}" for number in (3, 4)]

@@ -171,8 +171,10 @@ def test_a_finished_run_says_which_of_its_files_were_removed(finished):
     synthetic = workdir / "synthetic.npz"
     content = synthetic.read_bytes()
     synthetic.unlink()
-    again = start(workdir)
-    synthetic.write_bytes(content)
+    try:
+        again = start(workdir)
+    finally:
+        synthetic.write_bytes(content)
     assert again.endswith("\nnot there any more: synthetic.npz")
     assert "wrote" in again
     assert str(synthetic) not in again

@@ -60,6 +60,7 @@ HOSTILE = [
         "dasm__pool": "static_window",
         "dasm__rho": 0.0,
         "dasm__high": 0.5,
+        "dasm__ceiling": "chance",
         "dasm__taper": 0.5,
         "dasm__context": "cumulative",
         "dasm__rescore_every": 1,

@@ -367,6 +367,7 @@ def accepted(name):
         ("dasm__pool", schedule.POOLS),
         ("dasm__schedule", schedule.SCHEDULES),
         ("dasm__score", scoring.SCORES),
+        ("dasm__ceiling", schedule.CEILINGS),
         *((f"matcher__{name}__image__schedule", SCHEDULES) for name in MATCHERS),
     ],
 )

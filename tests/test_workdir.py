@@ -38,15 +38,18 @@ def test_a_workdir_has_one_run_at_a_time(tmp_path):
         assert folder == tmp_path
 
 
-def test_a_run_that_is_older_than_a_field_is_ours(tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value"), [("polish_target", "pool"), ("ceiling", "chance")]
+)
+def test_a_run_that_is_older_than_a_field_is_ours(tmp_path, field, value):
     settings = from_config(small_config())
     config = to_dict(settings)
-    del config["dasm"]["polish_target"]
+    del config["dasm"][field]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with open_workdir(str(tmp_path), settings):
         pass
-    other = from_config(small_config(dasm__polish_target="pool"))
-    said = r"differs in dasm\.polish_target; use another"
+    other = from_config(small_config(**{f"dasm__{field}": value}))
+    said = rf"differs in dasm\.{field}; use another"
     with pytest.raises(UserError, match=said), open_workdir(str(tmp_path), other):
         pass
 

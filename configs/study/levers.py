@@ -81,5 +81,8 @@ def get_config(dataset=""):
         f"grown5: {LEARNED} {TOGETHER} {GROWN}",
         f"reached: {REACHED}",
         f"reached5: {REACHED} {TOGETHER}",
+        # Without segments, and without difficulty but for the sizes of the pools.
+        f"idc_reached: dasm.segments=1 dasm.pool=static_window {REACHED}",
+        f"random5: {REACHED} {TOGETHER} dasm.pool=random",
     )
     return config
