@@ -293,7 +293,8 @@ def test_a_ceiling_below_the_window_leaves_a_tenth_of_the_class(monkeypatch, poo
 
 
 def test_a_ceiling_that_does_not_bind_changes_nothing(monkeypatch):
-    changes = {"dasm__rho": 0.9, "matcher__name": "dm", "dasm__random_share": 0.0}
+    changes = {"dasm__rho": 0.6, "dasm__high": 0.65, "dasm__random_share": 0.0}
+    changes["matcher__name"] = "dm"
     plain = small_results(**changes)
     monkeypatch.setattr(schedule, "reached_high", lambda _, guess, high: high)
     under = run_dasm(small_problem(**changes, dasm__ceiling="chance"))
