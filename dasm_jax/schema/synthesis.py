@@ -64,10 +64,10 @@ class DasmSettings:
     budget: Annotated[str, one_of(budget.BUDGETS)]
     taper: Annotated[float, within(0.1, 10)]
     pool: Annotated[str, one_of(schedule.POOLS)]
+    ceiling: Annotated[str, one_of(schedule.CEILINGS)]
     schedule: Annotated[str, one_of(schedule.SCHEDULES)]
     rho: Share
     high: Share
-    ceiling: Annotated[str, one_of(schedule.CEILINGS)]
     random_share: Share
     gamma: Rate
     easiest_share: Share
