@@ -39,23 +39,36 @@ class SyntheticFile(NamedTuple):
 def find_sets(text: str) -> list[Path]:
     """The files and folders that ``config.evaluate.synthetic`` names, in its order.
 
+    The workdir of a run stands for its set; that of a table, as any folder of npz
+    files, for all of them by name.
+
     Raises:
       UserError: one is not there, or is named twice.
     """
     paths = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        path = Path(os.path.abspath(os.path.expanduser(part)))
-        if path.is_dir() and (path / FILE).is_file():
-            path = path / FILE
-        if not path.exists():
+        named = Path(os.path.abspath(os.path.expanduser(part)))
+        if not named.exists():
             raise UserError(
-                f"{FIELD}: there is no {path}; name a synthetic.npz, a workdir that "
-                "holds one, or a folder of images per class"
+                f"{FIELD}: there is no {named}; name a synthetic.npz, a workdir that "
+                "holds one, or a folder of npz files or of images per class"
             )
-        if path in paths:
-            raise UserError(f"{FIELD} names {path} twice; name every set once")
-        paths.append(path)
+        for path in _sets_at(named):
+            if path in paths:
+                raise UserError(f"{FIELD} names {path} twice; name every set once")
+            paths.append(path)
     return paths
+
+
+def _sets_at(path: Path) -> list[Path]:
+    """The set of a run, all of a table or of a folder, or what was named itself."""
+    if (path / FILE).is_file():
+        return [path / FILE]
+    for place in (path, path / "sets"):
+        found = sorted(place.glob("*.npz"))
+        if found:
+            return found
+    return [path]
 
 
 def load_set(path: Path, dataset: Dataset, statistics: Normalization) -> SyntheticFile:

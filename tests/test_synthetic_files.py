@@ -128,6 +128,21 @@ def test_where_sets_are_looked_for(tmp_path, problem, monkeypatch):
         find_sets("run,run/synthetic.npz")
 
 
+def test_a_folder_of_sets_stands_for_all_of_them(tmp_path, problem):
+    (tmp_path / "table" / "sets").mkdir(parents=True)
+    (tmp_path / "classes" / "0").mkdir(parents=True)
+    first, second = (
+        make_file(tmp_path / "table" / "sets" / name, problem)
+        for name in ("herding_ipc10_seed0.npz", "idc_ipc10_seed0.npz")
+    )
+    (tmp_path / "table" / "sets" / "idc_ipc10_seed0.json").write_text("{}")
+    assert find_sets(f"{tmp_path}/table") == [first, second]
+    assert find_sets(f"{tmp_path}/table/sets") == [first, second]
+    assert find_sets(f"{tmp_path}/classes") == [tmp_path / "classes"]
+    with pytest.raises(UserError, match=r"names .*idc_ipc10_seed0\.npz twice"):
+        find_sets(f"{second}, {tmp_path}/table")
+
+
 def test_the_hash_is_of_what_networks_see(tmp_path, problem):
     first, same, other = (
         load(make_file(tmp_path / name, problem, ipc=ipc), problem)
