@@ -50,6 +50,8 @@ def get_config(dataset=""):
         f"idc_easy: dasm.segments=1 {EASY}",
         # Only starts from easy images, and is matched against all: start or match?
         f"easy_start: dasm.segments=1 {EASY} dasm.target=class",
+        # Without what is easiest, as a smaller share than static_filter has.
+        "filter15: dasm.segments=1 dasm.pool=static_filter dasm.rho=0.15",
         # Each on its own.
         "dasm",
         f"slow: {rate(0.3)}",
@@ -84,5 +86,8 @@ def get_config(dataset=""):
         # Without segments, and without difficulty but for the sizes of the pools.
         f"idc_reached: dasm.segments=1 dasm.pool=static_window {REACHED}",
         f"random5: {REACHED} {TOGETHER} dasm.pool=random",
+        # The sequence and its polish alone, and away from what is easy.
+        "whole5: dasm.pool=full dasm.polish=0.8 dasm.polish_rate=1.0",
+        f"hard5: dasm.rho=0.3 dasm.high=1.0 {TOGETHER}",
     )
     return config
