@@ -119,6 +119,48 @@ def test_the_prefix_costs_what_its_segments_cost(finished):
     assert 0 < part["seconds_making"] < whole["seconds_making"]
 
 
+def test_a_size_that_is_asked_for_later_is_cut_from_the_set_that_is_there(
+    finished, tmp_path, monkeypatch
+):
+    direct, _ = finished
+    only = {"curve__methods": ("dasm",), "curve__seeds": (0,)}
+    start(tmp_path, curve__ipcs=(4,), **only)
+    whole = tmp_path / "sets" / "dasm_ipc4_seed0.npz"
+    facts = whole.with_suffix(".json")
+    before = whole.read_bytes(), facts.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(sets, "distil", lambda *args: pytest.fail("made again"))
+        start(tmp_path, curve__ipcs=(2, 4), **only)
+    name = "sets/dasm_ipc2of4_seed0.npz"
+    assert (tmp_path / name).read_bytes() == (direct / name).read_bytes()
+    assert (whole.read_bytes(), facts.read_bytes()) == before
+    content = json.loads(facts.read_text())
+    cut = json.loads((tmp_path / name).with_suffix(".json").read_text())
+    for cost in ("matching_flops", "seconds_making"):
+        assert cut[cost] == content[f"{cost}_of_segments"][0]
+        assert content[cost] == pytest.approx(sum(content[f"{cost}_of_segments"]))
+
+
+@pytest.mark.parametrize("costs", [None, [], [1.0], "two", [1.0, -1.0]])
+def test_one_that_cannot_be_cut_is_made_again(tmp_path, monkeypatch, costs):
+    made = []
+    part = sets.Part(np.zeros((2, 2, 8, 8, 1), np.float32), 2.0, 1.0)
+
+    def distil(settings, *args):
+        made.append(settings.ipc)
+        return [part, part], []
+
+    monkeypatch.setattr(sets, "distil", distil)
+    only = {"curve__methods": ("dasm",), "curve__seeds": (0,)}
+    start(tmp_path, curve__ipcs=(4,), **only)
+    facts = tmp_path / "sets" / "dasm_ipc4_seed0.json"
+    content = json.loads(facts.read_text())
+    content["matching_flops_of_segments"] = costs
+    facts.write_text(json.dumps(content))
+    start(tmp_path, curve__ipcs=(2, 4), **only)
+    assert made == [4, 4]
+
+
 def test_there_is_room_for_the_programs_of_every_cell_that_is_made(
     tmp_path, monkeypatch
 ):
@@ -215,9 +257,9 @@ def test_more_sizes_are_added(finished, monkeypatch):
     made = []
     real = cells._Bench._make
 
-    def spy(self, source, origin):
+    def spy(self, source):
         made.append(source.whole.name)
-        real(self, source, origin)
+        return real(self, source)
 
     monkeypatch.setattr(cells._Bench, "_make", spy)
     start(workdir, curve__ipcs=(2, 4, 6), curve__methods=("random", "dasm"))

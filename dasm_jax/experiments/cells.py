@@ -21,9 +21,10 @@ from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.memory import make_room_for_programs
 from dasm_jax.experiments.rollback import log_rollback
-from dasm_jax.files import make_folder, write_json
+from dasm_jax.files import make_folder, read_record, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
+from dasm_jax.records import are_amounts
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
@@ -215,14 +216,19 @@ class _Bench:
     def _of_set(self, source: Source, cell: Cell, origin: dict[str, str]) -> Result:
         stored = self._stored(cell, origin)
         if stored is None:
-            for other in source.cells:  # none is written over that may be whole
-                self._stored(other, origin)
-            self._make(source, origin)
+            # None is written over that may be whole, or has an accuracy already.
+            there = {other for other in source.cells if self._stored(other, origin)}
+            parts = None
+            if source.whole in there:  # sizes that were asked for later
+                parts = self._kept_parts(source.whole)
+            if parts is None:
+                parts, there = self._make(source), set()
+            self._keep(source, parts, origin, set(source.cells) - there)
             stored = self._stored(cell, origin)
         assert stored is not None, f"{self._facts(cell)} was just written"
         facts, decoded = stored
         data = evaluate.in_buffer(decoded, self._room)
-        return {**facts, **self._evaluated(*data)}
+        return {**{name: facts[name] for name in COST}, **self._evaluated(*data)}
 
     def _stored(
         self, cell: Cell, origin: dict[str, str]
@@ -266,32 +272,54 @@ class _Bench:
         """Written after the set of a cell: where it is, the set is whole."""
         return self._workdir / "sets" / f"{cell.name}.json"
 
-    def _make(self, source: Source, origin: dict[str, str]) -> None:
-        """Make the sets of all cells of a source."""
-        folder = self.folder(source)
+    def _kept_parts(self, whole: Cell) -> list[sets.Part] | None:
+        """Segments of a set that is there; None where its file does not say enough."""
+        path = self._facts(whole)
+        costs = [read_record(path).get(f"{name}_of_segments") for name in COST]
+        if not all(map(are_amounts, costs)):
+            return None
+        return sets.load_parts(path.with_suffix(".npz"), list(zip(*costs)))
+
+    def _make(self, source: Source) -> list[sets.Part]:
+        """The segments of the whole set of a source."""
         with self._clock.phase("make"):
             if source.settings is None:
-                parts = self._select(source.whole.method, source.whole.ipc)
-            else:
-                parts, measured = sets.distil(
-                    source.settings,
-                    self._dataset,
-                    folder,
-                    self._log.line,
-                    partial(log_rollback, self._log, cell=source.whole.name),
-                )
-                # A kill may have come between them and the facts.
-                self._log.drop("measures", cell=source.whole.name)
-                for record in measured:
-                    self._log.metrics("measures", cell=source.whole.name, **record)
+                return self._select(source.whole.method, source.whole.ipc)
+            parts, measured = sets.distil(
+                source.settings,
+                self._dataset,
+                self.folder(source),
+                self._log.line,
+                partial(log_rollback, self._log, cell=source.whole.name),
+            )
+        # A kill may have come between them and the facts.
+        self._log.drop("measures", cell=source.whole.name)
+        for record in measured:
+            self._log.metrics("measures", cell=source.whole.name, **record)
+        return parts
+
+    def _keep(
+        self,
+        source: Source,
+        parts: list[sets.Part],
+        origin: dict[str, str],
+        cells: set[Cell],
+    ) -> None:
+        """Write the sets of these cells of a source, each with what it cost."""
         for cell in source.cells:
+            if cell not in cells:
+                continue
             segments = sets.prefix(parts, cell.ipc)
             facts = self._facts(cell)
             npz = facts.with_suffix(".npz")
             sets.save(npz, self._problem, segments, _formation(source, self._dataset))
+            flops = [part.flops for part in segments]
+            seconds = [part.seconds for part in segments]
             spent = {
-                "matching_flops": sum(part.flops for part in segments),
-                "seconds_making": sum(part.seconds for part in segments),
+                "matching_flops": sum(flops),
+                "seconds_making": sum(seconds),
+                "matching_flops_of_segments": flops,
+                "seconds_making_of_segments": seconds,
                 **origin,
             }
             write_json(facts, spent)

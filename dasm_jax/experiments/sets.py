@@ -13,6 +13,8 @@ from dasm_jax.dasm import synthetic_set
 from dasm_jax.errors import CannotRead, UserError
 from dasm_jax.experiments.keeper import Keeper
 from dasm_jax.experiments.rollback import Rollback
+from dasm_jax.files import cannot_read, may_be_whole
+from dasm_jax.npz import DAMAGE, open_npz
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.plan import plan_segments
 from dasm_jax.problem import Problem, make_problem
@@ -219,6 +221,33 @@ def load_decoded(path: Path, problem: Problem, most: int) -> ArrayDataset | None
     except UserError:
         return None
     return found.decoded if len(found.decoded.labels) <= most else None
+
+
+def load_parts(path: Path, costs: list[tuple[float, float]]) -> list[Part] | None:
+    """The segments of a set that ``save`` wrote.
+
+    None where the file is damaged, or has other segments than ``costs``, the counted
+    FLOPs and seconds of each.
+
+    Raises:
+      CannotRead: it may be whole, and cannot be read now.
+    """
+    try:
+        with open_npz(path) as reader:
+            pixels = reader.array("stored_pixels")
+            labels = reader.array("stored_labels")
+            segments = reader.array("stored_segments")
+    except DAMAGE as error:
+        if may_be_whole(error):
+            raise cannot_read(path, error) from error
+        return None
+    if {*segments.tolist()} != {*range(1, len(costs) + 1)}:
+        return None
+    n_classes = int(labels.max()) + 1  # inside a segment they are in order
+    return [
+        Part(pixels[segments == k].reshape(n_classes, -1, *pixels.shape[1:]), *cost)
+        for k, cost in enumerate(costs, start=1)
+    ]
 
 
 def prefix(parts: list[Part], ipc: int) -> list[Part]:
