@@ -196,8 +196,8 @@ def _check_evaluation(s: Settings) -> None:
     if not any(part.strip() for part in e.synthetic.split(",")):
         raise UserError(
             "config.evaluate.synthetic is empty; name the sets to evaluate: "
-            "synthetic.npz files, workdirs that hold one, or folders of images, with "
-            "commas between"
+            "npz files or folders of them, workdirs, or folders of images, with commas "
+            "between"
         )
     if e.same_compute and not e.epochs:
         raise UserError(

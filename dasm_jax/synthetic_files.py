@@ -65,9 +65,9 @@ def _sets_at(path: Path) -> list[Path]:
     if (path / FILE).is_file():
         return [path / FILE]
     for place in (path, path / "sets"):
-        found = sorted(place.glob("*.npz"))
+        found = [each for each in place.glob("*.npz") if each.name[0] != "."]
         if found:
-            return found
+            return sorted(found)
     return [path]
 
 

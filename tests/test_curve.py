@@ -144,10 +144,10 @@ def test_a_size_that_is_asked_for_later_is_cut_from_the_set_that_is_there(
 @pytest.mark.parametrize("costs", [None, [], [1.0], "two", [1.0, -1.0]])
 def test_one_that_cannot_be_cut_is_made_again(tmp_path, monkeypatch, costs):
     made = []
-    part = sets.Part(np.zeros((2, 2, 8, 8, 1), np.float32), 2.0, 1.0)
 
     def distil(settings, *args):
         made.append(settings.ipc)
+        part = sets.Part(np.zeros((2, 2, 8, 8, 1), np.float32), 2.0, len(made))
         return [part, part], []
 
     monkeypatch.setattr(sets, "distil", distil)
@@ -159,6 +159,40 @@ def test_one_that_cannot_be_cut_is_made_again(tmp_path, monkeypatch, costs):
     facts.write_text(json.dumps(content))
     start(tmp_path, curve__ipcs=(2, 4), **only)
     assert made == [4, 4]
+    # The accuracy of the first one is gone with it.
+    cell = json.loads((tmp_path / "cells" / "dasm_ipc4_seed0.json").read_text())
+    assert cell["seconds_making"] == 2 * len(made)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"stored_segments": np.array([1, 2] * 4)},
+        {"stored_labels": np.zeros(8, np.int32)},
+        {"stored_pixels": np.zeros((7, 8, 8, 1), np.float32)},
+    ],
+)
+def test_only_segments_as_they_were_saved_are_cut(tmp_path, damage):
+    path = tmp_path / "set.npz"
+    labels = np.array([0, 0, 1, 1] * 2, np.int32)
+    pixels = np.arange(8, dtype=np.float32).repeat(64).reshape(8, 8, 8, 1)
+    whole = {
+        "stored_pixels": pixels,
+        "stored_labels": labels,
+        "stored_segments": np.array([1] * 4 + [2] * 4, np.int32),
+    }
+    costs = [(3.0, 1.0), (4.0, 2.0)]
+    np.savez(path, **whole)
+    first, second = sets.load_parts(path, (2, 2), 2, costs)
+    assert first.pixels[:, :, 0, 0, 0].tolist() == [[0, 1], [2, 3]]
+    assert second.pixels[:, :, 0, 0, 0].tolist() == [[4, 5], [6, 7]]
+    assert (second.flops, second.seconds) == (4.0, 2.0)
+    assert sets.load_parts(path, (2, 2), 2, costs[:1]) is None
+    assert sets.load_parts(path, (1, 3), 2, costs) is None
+    np.savez(path, **{**whole, **damage})
+    assert sets.load_parts(path, (2, 2), 2, costs) is None
+    path.write_bytes(path.read_bytes()[:-50])
+    assert sets.load_parts(path, (2, 2), 2, costs) is None
 
 
 def test_there_is_room_for_the_programs_of_every_cell_that_is_made(
@@ -242,7 +276,7 @@ def test_a_curve_of_failures_is_an_error(tmp_path):
         start(tmp_path, curve__methods=("random",), evaluate__recipe__lr=1e30)
 
 
-def test_a_set_without_its_facts_is_made_again(finished):
+def test_a_set_without_its_facts_is_cut_again(finished):
     workdir, text = finished
     for folder in ("cells", "sets"):
         (workdir / folder / "dasm_ipc2of4_seed1.json").unlink()

@@ -148,6 +148,12 @@ def test_every_table_is_valid_on_every_dataset(name, dataset):
     assert (s.data.validation == 0) == (name == "final")
     assert len(s.study.seeds) >= 3
     assert s.evaluate.networks >= 3
+    small = {
+        "cifar10_small": (3, 16),
+        "fashion_mnist_small": (2, 32),
+        "digits": (2, 32),
+    }
+    assert (s.network.depth, s.network.width) == small.get(dataset, (3, 128))
     for arm in arms.arms_of(s).values():
         for ipc in s.study.ipcs:
             if not arm.selected:

@@ -86,7 +86,8 @@ def get_config(dataset=""):
         # Without segments, and without difficulty but for the sizes of the pools.
         f"idc_reached: dasm.segments=1 dasm.pool=static_window {REACHED}",
         f"random5: {REACHED} {TOGETHER} dasm.pool=random",
-        # The sequence and its polish alone, and away from what is easy.
+        # The sequence and its polish alone, and away from what is easy but for the
+        # random share of the defaults.
         "whole5: dasm.pool=full dasm.polish=0.8 dasm.polish_rate=1.0",
         f"hard5: dasm.rho=0.3 dasm.high=1.0 {TOGETHER}",
     )

@@ -55,6 +55,27 @@ def kept_in(
     return content
 
 
+def spent_on(flops: list[float], seconds: list[float]) -> dict[str, Any]:
+    """The ``COST`` of a set, and of each of its segments."""
+    return {
+        "matching_flops": sum(flops),
+        "seconds_making": sum(seconds),
+        "matching_flops_of_segments": flops,
+        "seconds_making_of_segments": seconds,
+    }
+
+
+def spent_on_segments(facts: dict[str, Any]) -> list[tuple[float, float]] | None:
+    """FLOPs and seconds of each segment; None where a file does not say them."""
+    flops = facts.get("matching_flops_of_segments")
+    seconds = facts.get("seconds_making_of_segments")
+    if not isinstance(flops, list) or not isinstance(seconds, list):
+        return None
+    if not are_amounts(flops + seconds) or len(flops) != len(seconds):
+        return None
+    return list(zip(flops, seconds))
+
+
 def digest(identity: dict[str, Any]) -> str:
     """16 hexadecimal digits that differ where plain JSON does."""
     text = json.dumps(identity, sort_keys=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dasm_jax import evaluate, hosts
 from dasm_jax.errors import NonFiniteError, UserError
 from dasm_jax.evaluate import Accuracy, Evaluator
-from dasm_jax.experiments import sets
+from dasm_jax.experiments import cell_files, sets
 from dasm_jax.experiments.cell_files import ACCURACY, COST, digest, kept_in
 from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
@@ -24,7 +24,6 @@ from dasm_jax.experiments.rollback import log_rollback
 from dasm_jax.files import make_folder, read_record, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
-from dasm_jax.records import are_amounts
 from dasm_jax.run_log import LogPosition, RunLog
 from dasm_jax.schedule import segment_sizes
 from dasm_jax.schema import Settings
@@ -177,7 +176,7 @@ class _Bench:
         Raises:
           UserError: what is there is of other data, or nothing can be written.
         """
-        path = self._workdir / "cells" / f"{cell.name}.json"
+        path = self._accuracy(cell)
         origin = self._origin(source)
         kept = kept_in(path, ACCURACY, origin, self._log.line)
         if kept is not None:
@@ -216,11 +215,11 @@ class _Bench:
     def _of_set(self, source: Source, cell: Cell, origin: dict[str, str]) -> Result:
         stored = self._stored(cell, origin)
         if stored is None:
-            # None is written over that may be whole, or has an accuracy already.
+            # None is written over that may be whole.
             there = {other for other in source.cells if self._stored(other, origin)}
             parts = None
             if source.whole in there:  # sizes that were asked for later
-                parts = self._kept_parts(source.whole)
+                parts = self._kept_parts(source)
             if parts is None:
                 parts, there = self._make(source), set()
             self._keep(source, parts, origin, set(source.cells) - there)
@@ -268,17 +267,22 @@ class _Bench:
             **provenance(),
         }
 
+    def _accuracy(self, cell: Cell) -> Path:
+        return self._workdir / "cells" / f"{cell.name}.json"
+
     def _facts(self, cell: Cell) -> Path:
         """Written after the set of a cell: where it is, the set is whole."""
         return self._workdir / "sets" / f"{cell.name}.json"
 
-    def _kept_parts(self, whole: Cell) -> list[sets.Part] | None:
+    def _kept_parts(self, source: Source) -> list[sets.Part] | None:
         """Segments of a set that is there; None where its file does not say enough."""
-        path = self._facts(whole)
-        costs = [read_record(path).get(f"{name}_of_segments") for name in COST]
-        if not all(map(are_amounts, costs)):
+        path, s = self._facts(source.whole), source.settings
+        costs = cell_files.spent_on_segments(read_record(path))
+        if s is None or costs is None:
             return None
-        return sets.load_parts(path.with_suffix(".npz"), list(zip(*costs)))
+        sizes = segment_sizes(source.whole.ipc, s.dasm.segments)
+        npz = path.with_suffix(".npz")
+        return sets.load_parts(npz, sizes, self._dataset.n_classes, costs)
 
     def _make(self, source: Source) -> list[sets.Part]:
         """The segments of the whole set of a source."""
@@ -309,20 +313,16 @@ class _Bench:
         for cell in source.cells:
             if cell not in cells:
                 continue
+            # An accuracy is of the set beside it.
+            self._accuracy(cell).unlink(missing_ok=True)
             segments = sets.prefix(parts, cell.ipc)
             facts = self._facts(cell)
             npz = facts.with_suffix(".npz")
             sets.save(npz, self._problem, segments, _formation(source, self._dataset))
-            flops = [part.flops for part in segments]
-            seconds = [part.seconds for part in segments]
-            spent = {
-                "matching_flops": sum(flops),
-                "seconds_making": sum(seconds),
-                "matching_flops_of_segments": flops,
-                "seconds_making_of_segments": seconds,
-                **origin,
-            }
-            write_json(facts, spent)
+            spent = cell_files.spent_on(
+                [part.flops for part in segments], [part.seconds for part in segments]
+            )
+            write_json(facts, {**spent, **origin})
 
 
 def _formation(source: Source, dataset: Dataset) -> Parameterization:

@@ -223,11 +223,19 @@ def load_decoded(path: Path, problem: Problem, most: int) -> ArrayDataset | None
     return found.decoded if len(found.decoded.labels) <= most else None
 
 
-def load_parts(path: Path, costs: list[tuple[float, float]]) -> list[Part] | None:
+def load_parts(
+    path: Path, sizes: tuple[int, ...], n_classes: int, costs: list[tuple[float, float]]
+) -> list[Part] | None:
     """The segments of a set that ``save`` wrote.
 
-    None where the file is damaged, or has other segments than ``costs``, the counted
-    FLOPs and seconds of each.
+    Args:
+      path: of the set.
+      sizes: stored images per class of each segment.
+      n_classes: of the dataset.
+      costs: counted FLOPs and seconds of each segment.
+
+    Returns:
+      None where the file is damaged, or holds other segments.
 
     Raises:
       CannotRead: it may be whole, and cannot be read now.
@@ -241,12 +249,17 @@ def load_parts(path: Path, costs: list[tuple[float, float]]) -> list[Part] | Non
         if may_be_whole(error):
             raise cannot_read(path, error) from error
         return None
-    if {*segments.tolist()} != {*range(1, len(costs) + 1)}:
+    wanted = [np.repeat(np.arange(n_classes), size) for size in sizes]
+    numbers = np.repeat(np.arange(len(sizes)) + 1, [len(each) for each in wanted])
+    as_saved = np.array_equal(segments, numbers) and np.array_equal(
+        labels, np.concatenate(wanted)
+    )
+    if not as_saved or len(pixels) != len(labels) or len(costs) != len(sizes):
         return None
-    n_classes = int(labels.max()) + 1  # inside a segment they are in order
+    ends = np.cumsum([len(each) for each in wanted])[:-1]
     return [
-        Part(pixels[segments == k].reshape(n_classes, -1, *pixels.shape[1:]), *cost)
-        for k, cost in enumerate(costs, start=1)
+        Part(of_segment.reshape(n_classes, -1, *pixels.shape[1:]), *cost)
+        for of_segment, cost in zip(np.split(pixels, ends), costs, strict=True)
     ]
 
 
