@@ -21,7 +21,7 @@ from dasm_jax.experiments.common import accounted, check_fit, failed, percent
 from dasm_jax.experiments.keeper import discard
 from dasm_jax.experiments.memory import make_room_for_programs
 from dasm_jax.experiments.rollback import log_rollback
-from dasm_jax.files import make_folder, read_record, write_json
+from dasm_jax.files import cannot_write, make_folder, read_record, write_json
 from dasm_jax.parameterization import Parameterization, make_parameterization
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.run_log import LogPosition, RunLog
@@ -313,8 +313,10 @@ class _Bench:
         for cell in source.cells:
             if cell not in cells:
                 continue
-            # An accuracy is of the set beside it.
-            self._accuracy(cell).unlink(missing_ok=True)
+            try:  # an accuracy is of the set beside it
+                self._accuracy(cell).unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(self._accuracy(cell), error) from error
             segments = sets.prefix(parts, cell.ipc)
             facts = self._facts(cell)
             npz = facts.with_suffix(".npz")
