@@ -111,6 +111,14 @@ def make_pool_maker(
             )
         return difficulty
 
+    def difficulty_by_real(segment):
+        if not by_real:
+            count = len(problem.dataset.train.labels)
+            table = sampling.prefix_table(count, count)
+            judges = train_networks(problem.real, table, 0, 0)
+            by_real.append(difficulty_by(judges, segment))
+        return by_real[0]
+
     def make_pool(segment: int, pool_round: int, finished: list[np.ndarray]) -> Pool:
         began = time.perf_counter()
         scored_by = _scored_by(problem, segment)
@@ -123,13 +131,11 @@ def make_pool_maker(
         if scored_by == "segments":
             difficulty = difficulty_by(trajectories, segment)
         elif scored_by == "real":
-            if not by_real:
-                count = len(problem.dataset.train.labels)
-                table = sampling.prefix_table(count, count)
-                judges = train_networks(problem.real, table, 0, 0)
-                by_real.append(difficulty_by(judges, segment))
-            difficulty = by_real[0]
-        members = _choose(problem, root, segment, pool_round, difficulty)
+            difficulty = difficulty_by_real(segment)
+        learnable = None
+        if s.dasm.ceiling == "learnable" and _has_pool(problem, segment):
+            learnable = difficulty_by_real(segment)
+        members = _choose(problem, root, segment, pool_round, difficulty, learnable)
         judge = trajectories[0][-1] if trajectories else None
         clusters = cluster and cluster(segment, pool_round, members, judge)
         starts = None
@@ -156,15 +162,21 @@ def _judges(problem: Problem) -> str | None:
     return "real" if s.pool in schedule.STATIC else s.scored_by
 
 
+def _has_pool(problem: Problem, segment: int) -> bool:
+    """Whether a segment, or the polish, has a pool that may be less than all images."""
+    s = problem.settings.dasm
+    if s.pool == "full":
+        return False
+    if segment > s.segments:
+        return s.polish_target == "pool"
+    # Nothing is learned before the first segment is finished.
+    from_the_first = s.pool in schedule.FROM_THE_FIRST and _judges(problem) == "real"
+    return segment > 1 or from_the_first
+
+
 def _scored_by(problem: Problem, segment: int) -> str | None:
     """Which networks judge them before this segment."""
-    s, by = problem.settings.dasm, _judges(problem)
-    if segment > s.segments:
-        return by if s.polish_target == "pool" else None
-    if segment > 1:
-        return by
-    # Nothing is learned before the first segment is finished.
-    return "real" if by == "real" and s.pool in schedule.FROM_THE_FIRST else None
+    return _judges(problem) if _has_pool(problem, segment) else None
 
 
 def _choose(
@@ -173,13 +185,13 @@ def _choose(
     segment: int,
     pool_round: int,
     difficulty: Difficulty | None,
+    learnable: Difficulty | None,
 ) -> list[np.ndarray]:
     s = problem.settings
+    if not _has_pool(problem, segment):
+        return problem.class_indices
     key = key_for(root, Use.POOL, segment, pool_round)
     polish = segment > s.dasm.segments
-    whole = polish and s.dasm.polish_target == "class"
-    if s.dasm.pool == "full" or whole or (segment == 1 and difficulty is None):
-        return problem.class_indices
     count = len(problem.dataset.train.labels)
     draws = np.asarray(jax.random.uniform(key, (2, count)))
     # The same in every segment, or parts of a class would not be parts.
@@ -192,8 +204,13 @@ def _choose(
     share = s.dasm.random_share
     if s.dasm.pool in schedule.WITHOUT_RANDOM_SHARE:
         share = 0.0
+    minimum = max(problem.method.real_batch, 5 * size * s.factor**2)
     members = []
     for indices in problem.class_indices:
+        if learnable is not None:
+            guess = 1 / problem.dataset.n_classes
+            confidence = learnable.confidence[indices]
+            indices = indices[schedule.within_reach(confidence, guess, minimum)]
         of_class = _difficulty_of(difficulty, indices)
         window, start = _window(problem, place, of_class), s.dasm.rho
         if s.dasm.pool == "static_window":  # whose low end does not rise
@@ -214,7 +231,7 @@ def _choose(
             context,
             extra=draws[1, indices],
             random_share=share,
-            minimum=max(problem.method.real_batch, 5 * size * s.factor**2),
+            minimum=minimum,
         )
         members.append(indices[chosen])
     return members

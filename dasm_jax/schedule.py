@@ -105,9 +105,24 @@ def reached_high(difficulty: ClassDifficulty, guess: float, high: float) -> floa
     return min(high, max(reached, 0.1))
 
 
+def within_reach(confidence: np.ndarray, guess: float, minimum: int) -> np.ndarray:
+    """Images of a class that networks of the real data give at least a guess.
+
+    Args:
+      confidence: f[n], mean probability of the true class.
+      guess: the probability of one, 1 over the number of classes.
+      minimum: no fewer are returned than this, a tenth of the class, or the class.
+
+    Returns:
+      sorted positions i64[P] inside the class.
+    """
+    count = max(int((confidence >= guess).sum()), minimum, len(confidence) // 10)
+    return np.sort(np.argsort(-confidence, kind="stable")[:count])
+
+
 RISES = {"linear": linear_low, "cosine": cosine_low}
 SCHEDULES = (*RISES, "coverage")
-CEILINGS = ("fixed", "chance")
+CEILINGS = ("fixed", "chance", "learnable")
 
 
 def _quantiles(difficulty: ClassDifficulty, context: PoolContext) -> np.ndarray:

@@ -302,6 +302,52 @@ def test_a_ceiling_that_does_not_bind_changes_nothing(monkeypatch):
         np.testing.assert_array_equal(a.pixels, b.pixels)
 
 
+WITHIN_REACH = {
+    "dasm__ceiling": "learnable",
+    "dasm__rho": 0.0,
+    "dasm__high": 1.0,
+    "dasm__random_share": 0.0,
+    "dasm__score_steps": 12,
+    "matcher__name": "dm",
+}
+
+
+def test_what_the_real_data_do_not_teach_is_in_no_pool():
+    real = small_problem(**WITHIN_REACH | {"dasm__scored_by": "real"})
+    confidence = run_dasm(real)[1].pool.difficulty.confidence
+    first, second = run_dasm(small_problem(**WITHIN_REACH))
+    chex.assert_trees_all_equal(first.pool.members, real.class_indices)
+    sizes = []
+    for members, indices in zip(second.pool.members, real.class_indices, strict=True):
+        surest = indices[np.argsort(-confidence[indices], kind="stable")]
+        count = max(int((confidence[indices] >= 1 / 2).sum()), 10)
+        assert members.tolist() == sorted(surest[:count])
+        sizes.append(count)
+    assert 10 < sum(sizes) / 2 < 40  # or the test would see nothing
+    # The order within is that of networks trained on the segments.
+    assert not np.array_equal(second.pool.difficulty.confidence, confidence)
+
+
+@pytest.mark.parametrize("pool", sorted(schedule.POOLS))
+def test_every_rule_but_the_full_pool_stays_within_reach(pool):
+    changes = WITHIN_REACH | {"dasm__pool": pool, "dasm__random_share": 0.5}
+    problem = small_problem(**changes)
+    second = run_dasm(problem)[1]
+    reach = run_dasm(small_problem(**WITHIN_REACH))[1].pool.members
+    beyond = [
+        set(members) - set(within)
+        for members, within in zip(second.pool.members, reach, strict=True)
+    ]
+    assert any(beyond) == (pool == "full")
+
+
+def test_one_segment_has_no_ceiling():
+    changes = {"dasm__segments": 1, "matcher__name": "dm"}
+    (plain,) = small_results(**changes)
+    (under,) = run_dasm(small_problem(**changes, dasm__ceiling="learnable"))
+    np.testing.assert_array_equal(plain.pixels, under.pixels)
+
+
 def test_coverage_drops_what_is_learned_with_confidence():
     problem = small_problem(
         dasm__schedule="coverage",

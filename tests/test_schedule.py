@@ -19,6 +19,7 @@ from dasm_jax.schedule import (
     linear_low,
     reached_high,
     segment_sizes,
+    within_reach,
 )
 
 # Five images, two of equal difficulty. Ranks 4, 1, 2, 3, 0 (of a tie, that with the
@@ -99,6 +100,16 @@ def test_a_ceiling_leaves_out_what_is_given_less_than_a_guess():
     assert reached_high(five, 0.25, 0.7) == 0.7
     assert reached_high(five, 0.99, 1.0) == 0.1  # a tenth is left
     assert reached_high(five, 0.99, 0.05) == 0.05
+
+
+def test_within_reach_is_what_is_given_a_guess_and_no_fewer_than_asked():
+    confidence = np.array([0.1, 0.95, 0.4, 0.3, 0.8])
+    assert within_reach(confidence, 0.1, 0).tolist() == [0, 1, 2, 3, 4]
+    assert within_reach(confidence, 0.35, 0).tolist() == [1, 2, 4]
+    assert within_reach(confidence, 0.9, 2).tolist() == [1, 4]  # the most confident
+    assert within_reach(confidence, 0.9, 9).tolist() == [0, 1, 2, 3, 4]
+    thirty = np.arange(30) / 100
+    assert within_reach(thirty, 0.5, 0).tolist() == [27, 28, 29]  # a tenth is left
 
 
 # --- rules ----------------------------------------------------------------------------
