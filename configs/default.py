@@ -54,8 +54,8 @@ def get_config() -> ConfigDict:
     # published it, 2 for idc and 1 for all others.
     synthetic.factor = 0
     synthetic.formation = "single"  # single, multi (factors 1…f), bound (at most 128)
-    # mix (f² real images per stored one), random, kmeans, noise, or cover (mix, of what
-    # no finished segment is near to)
+    # mix (f² real images per stored one), random, kmeans, noise, or uncovered (mix, from
+    # the second segment on of what no finished one is near to)
     synthetic.init = "mix"
 
     config.matcher = matchers.get_config()  # the objective, and its settings
@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
     dasm.rho = 0.3  # low_K: share of easy images that the last segment leaves out
     dasm.high = 0.95  # the hardest 5 % are mostly label noise
     # fixed: the window ends at high; chance: at the share of a class, if that is less,
-    # to which the networks that judge give at least the probability of a guess
+    # to which the networks that judge give at least the probability of a guess;
+    # learnable: what networks of the real images give less than that is in no pool
     dasm.ceiling = "fixed"
     dasm.random_share = 0.2  # eps: random images of the class in every pool
     dasm.gamma = 1.0  # pool=weighted draws by score^gamma

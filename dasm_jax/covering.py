@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import coreset, schedule, selection, training
+from dasm_jax import coreset, schedule, selection
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem, decode_segments, decoded_count
 from dasm_jax.schema import Settings
@@ -21,14 +21,12 @@ from dasm_jax.types import Params
 
 # (segment, members i64[P_c] per class, finished f32[C, n_k, H, W, ch], network)
 #   -> members i64[n·f²] per class
-Coverer = Callable[
-    [int, list[np.ndarray], list[np.ndarray], Params | None], list[np.ndarray]
-]
+Coverer = Callable[[int, list[np.ndarray], list[np.ndarray], Params], list[np.ndarray]]
 
 
 def by_covering(settings: Settings) -> bool:
     """Whether segments start from what the finished ones leave uncovered."""
-    return settings.synthetic.init == "cover"
+    return settings.synthetic.init == "uncovered"
 
 
 def make_coverer(problem: Problem, root: jax.Array) -> Coverer:
@@ -36,10 +34,10 @@ def make_coverer(problem: Problem, root: jax.Array) -> Coverer:
 
     Returns:
       ``cover(segment, members, finished, network)``: of each class's pool as many
-      images as the segment has tiles, by the embeddings of ``network``, or by pixels
-      where nothing is finished. A pool that is too small is gone round again.
+      images as the segment has tiles, by the embeddings of ``network``. A pool that is
+      too small is gone round again.
     """
-    s, train = problem.settings, problem.dataset.train.images
+    s = problem.settings
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
     widest = max(len(indices) for indices in problem.class_indices)
     room = decoded_count(problem, sizes)
@@ -50,27 +48,21 @@ def make_coverer(problem: Problem, root: jax.Array) -> Coverer:
         segment: int,
         members: list[np.ndarray],
         finished: list[np.ndarray],
-        network: Params | None,
+        network: Params,
     ) -> list[np.ndarray]:
         wanted = sizes[segment - 1] * s.factor**2
-        if finished:
-            data, table = decode_segments(problem, finished, room)
-            count = int(table.counts[0])
-            held = np.asarray(embed(network, data.images))[:count]
-            held_labels = np.asarray(data.labels)[:count]
-            embedded = np.asarray(embed(network, problem.real.images))
+        data, table = decode_segments(problem, finished, room)
+        count = int(table.counts[0])
+        held = np.asarray(embed(network, data.images))[:count]
+        held_labels = np.asarray(data.labels)[:count]
+        embedded = np.asarray(embed(network, problem.real.images))
         chosen = []
         for label, own in enumerate(members):
-            if finished:
-                rows = jnp.asarray(embedded[own])
-                covered = held[held_labels == label]
-            else:
-                rows = training.to_unit(jnp.asarray(train[own])).reshape(len(own), -1)
-                covered = np.zeros((0, rows.shape[1]), np.float32)
+            covered = held[held_labels == label]
             spare = room // len(members) - len(covered)
             key = key_for(root, Use.COVER, segment, label)
             places = choose(
-                selection.evidence_of(key, rows, widest),
+                selection.evidence_of(key, jnp.asarray(embedded[own]), widest),
                 count=min(wanted, len(own)),
                 covered=Covered(
                     jnp.pad(covered, ((0, spare), (0, 0))),

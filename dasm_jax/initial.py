@@ -70,6 +70,6 @@ INITS: dict[str, InitFn] = {
     "mix": mix,
     "random": random_real,
     "kmeans": kmeans,
-    "cover": mix,  # of images that were chosen for it (covering.py)
+    "uncovered": mix,  # of images that are chosen for it from segment 2 on (covering)
     "noise": noise,
 }

@@ -123,7 +123,9 @@ def make_pool_maker(
         began = time.perf_counter()
         scored_by = _scored_by(problem, segment)
         trajectories = []
-        covers = cover is not None and pool_round == 0 and segment <= s.dasm.segments
+        # The first segment starts from images that are drawn, a polish from its own.
+        starting = pool_round == 0 and 1 < segment <= s.dasm.segments
+        covers = cover is not None and starting
         if finished and (scored_by == "segments" or matched_on or covers):
             data, table = decode_segments(problem, finished, total)
             trajectories = train_networks(data, table, segment, pool_round)
@@ -139,7 +141,7 @@ def make_pool_maker(
         judge = trajectories[0][-1] if trajectories else None
         clusters = cluster and cluster(segment, pool_round, members, judge)
         starts = None
-        if cover is not None and covers:
+        if cover is not None and starting:
             starts = cover(segment, members, finished, judge)
         return Pool(
             members=members,

@@ -11,7 +11,7 @@ from configs.study import base
 COSINE = "matcher.idc.image.schedule=cosine"
 CLUSTERED = "matcher.idc.batches=kmeans"
 BANK = "matcher.idc.trajectory.bank=10 matcher.idc.trajectory.perturb=0.1"
-COVER = "synthetic.init=cover"
+COVER = "synthetic.init=uncovered"
 SEEN = "dasm.context=cumulative"
 GROWN = "matcher.idc.trajectory.start=segments"
 WHOLE = "dasm.target=class"
@@ -46,7 +46,7 @@ def get_config(dataset=""):
         f"idc_cosine: dasm.segments=1 {COSINE}",
         f"idc_clustered: dasm.segments=1 {CLUSTERED}",
         f"idc_bank: dasm.segments=1 {BANK}",
-        f"idc_cover: dasm.segments=1 {COVER}",
+        "idc_kmeans: dasm.segments=1 synthetic.init=kmeans",
         f"idc_easy: dasm.segments=1 {EASY}",
         # Only starts from easy images, and is matched against all: start or match?
         f"easy_start: dasm.segments=1 {EASY} dasm.target=class",
