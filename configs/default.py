@@ -54,8 +54,8 @@ def get_config() -> ConfigDict:
     # published it, 2 for idc and 1 for all others.
     synthetic.factor = 0
     synthetic.formation = "single"  # single, multi (factors 1…f), bound (at most 128)
-    # mix (f² real images per stored one), random, kmeans, noise, or uncovered (mix, from
-    # the second segment on of what no finished one is near to)
+    # mix (f² real images per stored one), random, kmeans, noise, or uncovered (mix, but
+    # from the second segment on of what no finished one is near to)
     synthetic.init = "mix"
 
     config.matcher = matchers.get_config()  # the objective, and its settings
