@@ -91,6 +91,8 @@ def get_config() -> ConfigDict:
         0.0  # share of the FLOPs for all segments together at the end, if K > 1
     )
     dasm.polish_rate = 0.1  # of the image rate of the whole set
+    # Share of its steps that see only the segments up to one: prefixes are polished too
+    dasm.polish_prefixes = 0.0
     # What it is matched against: class, or a pool by the last segment's rule, judged by
     # networks trained on all segments (scored_by=real, static pools: on real images)
     dasm.polish_target = "class"

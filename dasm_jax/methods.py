@@ -55,6 +55,7 @@ class Surroundings(NamedTuple):
     statistics: Normalization
     n_classes: int
     loop: Loop
+    polish_prefixes: float  # share of the steps of a polish that see a prefix alone
 
 
 class Method(NamedTuple):
@@ -146,7 +147,9 @@ def _batch_method(
     make_objective: Callable[..., Objective],
 ) -> Method:
     def objective(context: Context, loop: Loop) -> Objective:
-        class_images = make_class_images(around.parameterization, context)
+        class_images = make_class_images(
+            around.parameterization, context, around.polish_prefixes
+        )
         return make_objective(matcher, class_images, around.statistics, _options(s))
 
     return Method(

@@ -81,8 +81,20 @@ def choose_images(
     return formation.take(chosen), exists[chosen].astype(jnp.float32)
 
 
+def draw_prefix(
+    key: Key[jax.Array, ""], segment_sizes: tuple[int, ...], share: float
+) -> Int[jax.Array, ""]:
+    """Images per class of the whole set, or, in a ``share`` of draws, of a prefix."""
+    *ends, whole = np.cumsum(segment_sizes).tolist()
+    shorter, which = jax.random.split(key)
+    end = jnp.array(ends)[jax.random.randint(which, (), 0, len(ends))]
+    return jnp.where(jax.random.bernoulli(shorter, share), end, whole)
+
+
 def make_class_images(
-    parameterization: Parameterization, segment_sizes: tuple[int, ...] | None
+    parameterization: Parameterization,
+    segment_sizes: tuple[int, ...] | None,
+    prefix_share: float = 0.0,
 ) -> ClassImages:
     """Decoded synthetic images of one class, as a function of its active pixels.
 
@@ -90,6 +102,9 @@ def make_class_images(
       parameterization: stored pixels to images.
       segment_sizes: images per class of all segments, where finished segments stand
         beside the active one; ``None`` where they do not.
+      prefix_share: where all segments are active, share of the steps that see the
+        images of the first ones alone, so that prefixes are polished as well. Their
+        gradients are those of a mean over fewer images, and made smaller by as much.
     """
 
     def images(pixels, frozen, frozen_count, key, most):
@@ -101,6 +116,12 @@ def make_class_images(
                 [parameterization.tiles(n) for n in segment_sizes]
             )
             stored = frozen_count + pixels.shape[0]
+            all_active = pixels.shape[0] == sum(segment_sizes) > segment_sizes[0]
+            if prefix_share and all_active and key is not None:
+                key, prefix_key = jax.random.split(key)
+                stored = draw_prefix(prefix_key, segment_sizes, prefix_share)
+                part = stored / pixels.shape[0]
+                pixels = part * pixels + (1 - part) * jax.lax.stop_gradient(pixels)
             zero = jnp.zeros_like(frozen_count)
             pixels = jax.lax.dynamic_update_slice(
                 frozen, pixels, (frozen_count, zero, zero, zero)

@@ -39,7 +39,8 @@ def test_a_workdir_has_one_run_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("polish_target", "pool"), ("ceiling", "chance")]
+    ("field", "value"),
+    [("polish_target", "pool"), ("ceiling", "chance"), ("polish_prefixes", 0.5)],
 )
 def test_a_run_that_is_older_than_a_field_is_ours(tmp_path, field, value):
     settings = from_config(small_config())

@@ -63,6 +63,7 @@ NO_COST = (
     "score_steps",
     "rescore_every",
     "polish_target",
+    "polish_prefixes",
 )
 
 
