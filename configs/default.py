@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     synthetic.formation = "single"  # single, multi (factors 1…f), bound (at most 128)
     # mix (f² real images per stored one), random, kmeans, noise, or uncovered (mix, but
     # from the second segment on of what no finished one is near to)
-    synthetic.init = "mix"
+    synthetic.init = "uncovered"
 
     config.matcher = matchers.get_config()  # the objective, and its settings
 
@@ -67,17 +67,18 @@ def get_config() -> ConfigDict:
     # window, reverse, random, full, weighted, disjoint, not_yet_learned_easiest; or by
     # networks trained on real images static_filter [rho, 1], static_window [rho, high]
     dasm.pool = "window"
-    dasm.schedule = "linear"  # how low_k rises: linear, cosine or coverage
+    # How low_k rises: linear or cosine to rho, or coverage: to what is learned already
+    dasm.schedule = "coverage"
+    dasm.coverage = 0.9  # that is what is predicted right with p above this
     dasm.rho = 0.3  # low_K: share of easy images that the last segment leaves out
-    dasm.high = 0.95  # the hardest 5 % are mostly label noise
+    dasm.high = 1.0
     # fixed: the window ends at high; chance: at the share of a class, if that is less,
     # to which the networks that judge give at least the probability of a guess;
     # learnable: what networks of the real images give less than that is in no pool
-    dasm.ceiling = "fixed"
+    dasm.ceiling = "learnable"
     dasm.random_share = 0.2  # eps: random images of the class in every pool
     dasm.gamma = 1.0  # pool=weighted draws by score^gamma
     dasm.easiest_share = 0.5  # pool=not_yet_learned_easiest: share of the wrong ones
-    dasm.coverage = 0.9  # schedule=coverage drops what is right with p above this
     dasm.score = "ce"  # ce, el2n, margin, grad_norm, misclassified or forgetting
     dasm.scored_by = "segments"  # networks trained on finished segments, or on real
     dasm.networks = 2  # N networks that score
@@ -87,15 +88,15 @@ def get_config() -> ConfigDict:
         "pool"  # what is matched; class: all of it, the pool is where segments start
     )
     dasm.context = "active"  # synthetic batch: active segment, or cumulative
-    dasm.polish = (
-        0.0  # share of the FLOPs for all segments together at the end, if K > 1
-    )
-    dasm.polish_rate = 0.1  # of the image rate of the whole set
+    # Share of the FLOPs for all segments together at the end, where there are several
+    # and the matcher is not mtt
+    dasm.polish = 0.8
+    dasm.polish_rate = 1.0  # of the image rate of the whole set
     # Share of its steps that see only the segments up to one: prefixes are polished too
     dasm.polish_prefixes = 0.0
     # What it is matched against: class, or a pool by the last segment's rule, judged by
     # networks trained on all segments (scored_by=real, static pools: on real images)
-    dasm.polish_target = "class"
+    dasm.polish_target = "pool"
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.seed = 0  # of the evaluation networks

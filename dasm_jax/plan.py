@@ -40,8 +40,13 @@ def costs_of(problem: Problem) -> Costs:
 
 
 def is_polished(problem: Problem) -> bool:
-    """Whether the segments are moved together in the end: one has none to join."""
-    return problem.settings.dasm.polish > 0 and problem.settings.dasm.segments > 1
+    """Whether the segments are moved together in the end.
+
+    A single one has none to join, and expert trajectories belong to a segment.
+    """
+    s = problem.settings
+    together = isinstance(s.matcher.active, BatchMethodSettings)
+    return s.dasm.polish > 0 and s.dasm.segments > 1 and together
 
 
 def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentPlan]:

@@ -244,11 +244,6 @@ def _check_matcher(s: Settings) -> None:
             f"{name}.recipe.lr must be above 0: experts that stand still give no way "
             "to follow"
         )
-    if s.dasm.polish and s.dasm.segments > 1:
-        raise UserError(
-            "config.dasm.polish must be 0 with trajectory matching: its experts and "
-            "their window belong to a segment"
-        )
     if s.dasm.rescore_every:
         raise UserError(
             "config.dasm.rescore_every must be 0 with trajectory matching: experts are "

@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 
-from configs import default
+from configs import default, paper
 from dasm_jax.errors import UserError
 from dasm_jax.settings import from_config
 
 
 def config_with(**changes):
-    """The default config with some fields changed, ``__`` for dots, of any type."""
-    config = default.get_config()
+    """The paper's reading with some fields changed, ``__`` for dots, of any type."""
+    config = paper.as_read(default.get_config())
     for name, value in changes.items():
         *groups, field = name.split("__")
         group = config
@@ -43,7 +43,7 @@ def refuses(*parts, **changes):
 
 
 def leaves(group, prefix=""):
-    """Every field of the default settings as (name with ``__``, value)."""
+    """Every field of the settings as (name with ``__``, value)."""
     for field in dataclasses.fields(group):
         value = getattr(group, field.name)
         if dataclasses.is_dataclass(value):
@@ -52,7 +52,7 @@ def leaves(group, prefix=""):
             yield f"{prefix}{field.name}", value
 
 
-DEFAULT = from_config(default.get_config())
+DEFAULT = settings_with()
 LEAVES = dict(leaves(DEFAULT))
 BATCH_MATCHERS = ("idc", "idc_i", "dc", "dsa", "dm", "cafe")
 MATCHERS = (*BATCH_MATCHERS, "mtt")

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from configs import default
+from configs import default, paper
 from dasm_jax.dasm import run_dasm
 from dasm_jax.data import load_dataset
 from dasm_jax.nets import Network
@@ -34,8 +34,11 @@ def small_dataset(n_classes=3, train_per_class=40, test_per_class=20):
 
 
 def small_config(**changes):
-    """Default config made small; ``changes`` are dotted keys with ``__`` for dots."""
-    config = default.get_config()
+    """Default config made small, segments and pools of the paper's reading.
+
+    ``changes`` are dotted keys with ``__`` for dots.
+    """
+    config = paper.as_read(default.get_config())
     config.devices = 1  # of the eight that tests pretend to have
     config.ipc = 4
     config.data.source = config.data.name = "digits"

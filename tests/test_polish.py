@@ -202,6 +202,13 @@ def test_one_segment_is_never_polished():
     )
 
 
+def test_trajectory_matching_is_never_polished():
+    mtt = {"matcher__name": "mtt"}
+    assert plan_segments(small_problem(**mtt, dasm__polish=0.5)) == plan_segments(
+        small_problem(**mtt)
+    )
+
+
 def test_a_rate_of_zero_leaves_every_bit():
     changes = {**DM, "dasm__polish_rate": 0.0, "matcher__dm__image__momentum": 0.5}
     problem = small_problem(**changes)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import paper
 from dasm_jax import settings
 from dasm_jax.checkpoint import differences
 from dasm_jax.settings import from_config, to_dict
@@ -33,6 +34,23 @@ def test_every_shipped_config_is_valid_with_every_matcher():
             config.matcher.name = matcher
             s = from_config(config)
             assert s.matcher.active is getattr(s.matcher, matcher)
+
+
+def test_the_papers_reading_is_there_for_every_dataset():
+    assert {*paper.DATASETS} == {*CONFIGS} - {"paper"}
+    for name in paper.DATASETS:
+        own = from_config(importlib.import_module(f"configs.{name}").get_config())
+        read = from_config(paper.get_config(name))
+        groups = {
+            path.split(".")[0] for path in differences(to_dict(own), to_dict(read))
+        }
+        assert groups == {"dasm", "synthetic"}
+        dasm = read.dasm
+        assert (dasm.pool, dasm.scored_by) == ("window", "segments")
+        assert (dasm.schedule, dasm.rho, dasm.high) == ("linear", 0.3, 0.95)
+        assert (dasm.random_share, dasm.networks, dasm.polish) == (0.2, 2, 0.0)
+    with pytest.raises(ValueError, match=r"needs a dataset: paper\.py:default, "):
+        paper.get_config("cifar")
 
 
 # --- settings that are there already --------------------------------------------------

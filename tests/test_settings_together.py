@@ -154,14 +154,6 @@ def test_what_would_do_nothing_is_refused():
         settings_with(**polish | {name: other})
 
 
-def test_experts_belong_to_segments_and_not_to_a_polish():
-    mtt = {"matcher__name": "mtt", "dasm__polish": 0.1}
-    refuses("config.dasm.polish must be 0", "trajectory matching", **mtt)
-    settings_with(**mtt, dasm__segments=1)  # nothing to polish
-    for name in BATCH_MATCHERS:
-        settings_with(**mtt | {"matcher__name": name})
-
-
 @pytest.mark.parametrize("name", BATCH_MATCHERS)
 def test_networks_start_in_one_place(name):
     trajectory = f"matcher__{name}__trajectory"

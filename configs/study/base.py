@@ -12,6 +12,7 @@ from configs import (
     digits,
     fashion_mnist,
     fashion_mnist_small,
+    paper,
 )
 
 DATASETS = {
@@ -54,7 +55,7 @@ def table(name, dataset, arms, baseline):
         known = ", ".join(f"{name}.py:{each}" for each in DATASETS)
         raise ValueError(f"a table of the study needs a dataset: {known}")
     module, ipcs = DATASETS[dataset]
-    config = module.get_config()
+    config = paper.as_read(module.get_config())
     if dataset in NETWORKS:
         config.network.depth, config.network.width = NETWORKS[dataset]
     config.experiment = "study"

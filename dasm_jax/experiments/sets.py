@@ -25,8 +25,9 @@ from dasm_jax.synthetic_files import load_set
 from dasm_jax.types import ArrayDataset, Dataset
 
 # What is asked of segments and would reach a single one: a baseline stays what it is
-# when the method changes its settings. These are the defaults: they go without saying.
+# when the method changes its settings. They go without saying.
 ONE_SEGMENT = {
+    "dasm.ceiling": "fixed",
     "dasm.target": "pool",
     "dasm.context": "active",
     "dasm.rescore_every": 0,
