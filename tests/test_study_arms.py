@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import paper
 from configs.study import base
 from dasm_jax import plan
 from dasm_jax.errors import UserError
@@ -175,6 +176,18 @@ def test_a_run_has_prefixes_of_every_size_of_its_table(name, dataset):
     runs = [arms.settings_of(arm, s, largest, 0) for arm in made]
     ends = [segment_ends(largest, run.dasm.segments) for run in runs]
     assert any({*s.study.ipcs} <= {*each} for each in ends)
+
+
+@pytest.mark.parametrize("dataset", base.DATASETS)
+@pytest.mark.parametrize("name", ["levers", "final"])
+def test_the_tables_know_the_defaults(name, dataset):
+    """They start from the paper's reading, so that defaults are an arm of theirs."""
+    module = importlib.import_module(f"configs.study.{name}")
+    s = from_config(module.get_config(dataset))
+    made = arms.settings_of(arms.arms_of(s)["learn5"], s, 50, 0)
+    own = from_config(base.DATASETS[dataset][0].get_config())
+    assert (made.dasm, made.synthetic) == (own.dasm, own.synthetic)
+    assert made.dasm != s.dasm == from_config(paper.get_config(dataset)).dasm
 
 
 def test_choices_are_made_with_other_seeds_than_the_final_table():

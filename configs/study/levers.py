@@ -7,11 +7,11 @@ Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
 """
 
 from configs.study import base
+from configs.study.base import COVER, LEARNABLE, TOGETHER
 
 COSINE = "matcher.idc.image.schedule=cosine"
 CLUSTERED = "matcher.idc.batches=kmeans"
 BANK = "matcher.idc.trajectory.bank=10 matcher.idc.trajectory.perturb=0.1"
-COVER = "synthetic.init=uncovered"
 SEEN = "dasm.context=cumulative"
 GROWN = "matcher.idc.trajectory.start=segments"
 WHOLE = "dasm.target=class"
@@ -27,8 +27,7 @@ POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
 # Without what the networks trained on the segments give less than a guess: the end of
 # the pools follows the set so far, and no share is chosen.
 REACHED = "dasm.rho=0 dasm.high=1.0 dasm.ceiling=chance dasm.random_share=0"
-# Five segments that are little more than where the whole set starts.
-TOGETHER = "dasm.polish=0.8 dasm.polish_rate=1.0 dasm.polish_target=pool"
+HARD = "dasm.rho=0.3 dasm.high=1.0"
 
 
 def get_config(dataset=""):
@@ -89,6 +88,15 @@ def get_config(dataset=""):
         # The sequence and its polish alone, and away from what is easy but for the
         # random share of the defaults.
         "whole5: dasm.pool=full dasm.polish=0.8 dasm.polish_rate=1.0",
-        f"hard5: dasm.rho=0.3 dasm.high=1.0 {TOGETHER}",
+        f"hard5: {HARD} {TOGETHER}",
+        # Judged by networks of the real images throughout.
+        f"real_reached5: {REACHED} {TOGETHER} dasm.scored_by=real",
+        # What is not learned yet and can be: the defaults, what each part of them is
+        # worth, and with a polish that sees prefixes too.
+        base.LEARN5,
+        f"learn5_mix: {LEARNABLE} {TOGETHER}",
+        f"whole5_uncovered: dasm.pool=full {TOGETHER} {COVER}",
+        f"hard5_uncovered: {HARD} {TOGETHER} {COVER}",
+        f"nested5: {LEARNABLE} {TOGETHER} {COVER} dasm.polish_prefixes=0.5",
     )
     return config
