@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from configs import default
+from configs import default, paper
 from dasm_jax.problem import Problem, make_problem
 from dasm_jax.settings import from_config
 from dasm_jax.types import ArrayDataset, Dataset
@@ -131,7 +131,7 @@ def problem_for(case: Case, devices: int | None, **changes: object) -> Problem:
 
     ``changes`` are dotted keys with ``__`` for dots.
     """
-    config: Any = default.get_config()
+    config: Any = paper.as_read(default.get_config())
     config.devices = devices or 0
     config.ipc = case.stored
     config.network.width = case.width

@@ -12,7 +12,7 @@ from dasm_jax.budget import SegmentPlan
 from dasm_jax.loops import Loop
 from dasm_jax.methods import Context
 from dasm_jax.problem import Problem
-from dasm_jax.schema import BatchMethodSettings
+from dasm_jax.schema import BatchMethodSettings, Settings
 from dasm_jax.segment import Variables, image_count
 from dasm_jax.settings import changed
 
@@ -35,18 +35,17 @@ def costs_of(problem: Problem) -> Costs:
     return Costs(
         matching_flops(problem, s.ipc, None) if counted else 0.0,
         {n: matching_flops(problem, n, context_of(problem)) for n in {*sizes}},
-        matching_flops(problem, s.ipc, sizes) if is_polished(problem) else 0.0,
+        matching_flops(problem, s.ipc, sizes) if is_polished(s) else 0.0,
     )
 
 
-def is_polished(problem: Problem) -> bool:
+def is_polished(settings: Settings) -> bool:
     """Whether the segments are moved together in the end.
 
     A single one has none to join, and expert trajectories belong to a segment.
     """
-    s = problem.settings
-    together = isinstance(s.matcher.active, BatchMethodSettings)
-    return s.dasm.polish > 0 and s.dasm.segments > 1 and together
+    together = isinstance(settings.matcher.active, BatchMethodSettings)
+    return settings.dasm.polish > 0 and settings.dasm.segments > 1 and together
 
 
 def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentPlan]:
@@ -63,7 +62,7 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
     costs = costs or costs_of(problem)
     steps = m.loop.niter * inner_steps(problem, s.ipc)
-    polish = s.dasm.polish if is_polished(problem) else 0.0
+    polish = s.dasm.polish if is_polished(s) else 0.0
     side = max(problem.dataset.image_shape[:2])
     plans, run_flops, owed = [], 0.0, 0.0
     factors = budget.tapered(len(sizes), s.dasm.taper)
@@ -190,6 +189,7 @@ def matching_flops(problem: Problem, size: int, context: Context) -> float:
         if field.name not in ("image", "loop")  # rates and lengths cost nothing
     )
     of_run = (s.network, s.synthetic, s.data.zca, s.matcher.name, of_matcher)
+    of_run = (*of_run, s.dasm.polish_prefixes)
     depends = (*of_run, dataset.image_shape, dataset.n_classes, size, context)
     if depends not in _counted:
         _counted[depends] = _count_matching(problem, size, context)

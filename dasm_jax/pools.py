@@ -125,8 +125,8 @@ def make_pool_maker(
         trajectories = []
         # The first segment starts from images that are drawn, a polish from its own.
         starting = pool_round == 0 and 1 < segment <= s.dasm.segments
-        covers = cover is not None and starting
-        if finished and (scored_by == "segments" or matched_on or covers):
+        looked_at = scored_by == "segments" or matched_on
+        if finished and (looked_at or (cover is not None and starting)):
             data, table = decode_segments(problem, finished, total)
             trajectories = train_networks(data, table, segment, pool_round)
         difficulty = None
@@ -139,7 +139,9 @@ def make_pool_maker(
             learnable = difficulty_by_real(segment)
         members = _choose(problem, root, segment, pool_round, difficulty, learnable)
         judge = trajectories[0][-1] if trajectories else None
-        clusters = cluster and cluster(segment, pool_round, members, judge)
+        # How images start plays no part in what they are matched against.
+        seen_by = judge if looked_at else None
+        clusters = cluster and cluster(segment, pool_round, members, seen_by)
         starts = None
         if cover is not None and starting:
             starts = cover(segment, members, finished, judge)
@@ -170,7 +172,7 @@ def _has_pool(problem: Problem, segment: int) -> bool:
     if s.pool == "full":
         return False
     if segment > s.segments:
-        return s.polish_target == "pool"
+        return s.polish_target == s.target == "pool"
     # Nothing is learned before the first segment is finished.
     from_the_first = s.pool in schedule.FROM_THE_FIRST and _judges(problem) == "real"
     return segment > 1 or from_the_first

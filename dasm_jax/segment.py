@@ -86,6 +86,8 @@ def draw_prefix(
 ) -> Int[jax.Array, ""]:
     """Images per class of the whole set, or, in a ``share`` of draws, of a prefix."""
     *ends, whole = np.cumsum(segment_sizes).tolist()
+    if not ends:
+        return jnp.int32(whole)
     shorter, which = jax.random.split(key)
     end = jnp.array(ends)[jax.random.randint(which, (), 0, len(ends))]
     return jnp.where(jax.random.bernoulli(shorter, share), end, whole)
@@ -116,12 +118,13 @@ def make_class_images(
                 [parameterization.tiles(n) for n in segment_sizes]
             )
             stored = frozen_count + pixels.shape[0]
-            all_active = pixels.shape[0] == sum(segment_sizes) > segment_sizes[0]
+            # Otherwise one of them is, and those before it stand still.
+            all_active = pixels.shape[0] == sum(segment_sizes)
             if prefix_share and all_active and key is not None:
                 key, prefix_key = jax.random.split(key)
                 stored = draw_prefix(prefix_key, segment_sizes, prefix_share)
-                part = stored / pixels.shape[0]
-                pixels = part * pixels + (1 - part) * jax.lax.stop_gradient(pixels)
+                still = jax.lax.stop_gradient(pixels)
+                pixels = still + stored / pixels.shape[0] * (pixels - still)
             zero = jnp.zeros_like(frozen_count)
             pixels = jax.lax.dynamic_update_slice(
                 frozen, pixels, (frozen_count, zero, zero, zero)

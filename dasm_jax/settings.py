@@ -279,14 +279,6 @@ def _check_batches(s: Settings, m: BatchMethodSettings, name: str) -> None:
             "config.dasm.rescore_every must be 0 with config.dasm.target='class': the "
             "pool only says where a segment starts"
         )
-    # Without a polish its target says nothing, whatever it is.
-    polished = s.dasm.polish and s.dasm.segments > 1
-    if polished and s.dasm.target == "class" and s.dasm.polish_target == "pool":
-        raise UserError(
-            "config.dasm.polish_target='pool' matches a polish against a pool, and "
-            "config.dasm.target='class' matches everything against all of a class; use "
-            "polish_target='class' or target='pool'"
-        )
 
 
 def check_against_data(

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from configs import default
 from dasm_jax import files, run, signals
 from dasm_jax.errors import Interrupted, UserError
 from dasm_jax.experiments import common, compare
 from dasm_jax.experiments.compare import cell_settings, cells_of, run_cell
+from dasm_jax.plan import is_polished
+from dasm_jax.settings import from_config
 from tests.small import small_dataset
 from tests.test_compare_runs import tiny_table
 from tests.test_compare_table import settings_with
@@ -94,6 +97,9 @@ def test_settings_of_the_cells():
 def test_seqmatch_has_segments_but_no_difficulty():
     s = settings_with(dasm__segments=2, matcher__name="dm")
     cell = next(cell for cell in cells_of(s) if cell.row == "SeqMatch")
+    of_default = cell_settings(from_config(default.get_config()), cell)
+    assert not is_polished(of_default)
+    assert of_default.synthetic.init == "mix"
     of_cell = cell_settings(s, cell)
     assert of_cell.dasm.segments == 2
     assert of_cell.dasm.pool == "full"

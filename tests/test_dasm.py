@@ -344,7 +344,10 @@ def test_every_rule_but_the_full_pool_stays_within_reach(pool):
 def test_one_segment_has_no_ceiling():
     changes = {"dasm__segments": 1, "matcher__name": "dm"}
     (plain,) = small_results(**changes)
-    (under,) = run_dasm(small_problem(**changes, dasm__ceiling="learnable"))
+    trained = []
+    problem = small_problem(**changes, dasm__ceiling="learnable")
+    (under,) = run_dasm(problem, on_network=lambda: trained.append(1))
+    assert not trained
     np.testing.assert_array_equal(plain.pixels, under.pixels)
 
 

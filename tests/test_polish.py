@@ -78,15 +78,21 @@ def run_watched(problem):
     return results, [each for each in seen if each.plan.covers]
 
 
-@pytest.mark.parametrize("target", ["class", "pool"])
-def test_what_a_polish_is_matched_against(target):
+@pytest.mark.parametrize(
+    ("target", "of_segments"), [("class", "pool"), ("pool", "pool"), ("pool", "class")]
+)
+def test_what_a_polish_is_matched_against(target, of_segments):
     problem = small_problem(
-        **DM, dasm__polish_target=target, dasm__rho=0.5, dasm__random_share=0.0
+        **DM,
+        dasm__polish_target=target,
+        dasm__target=of_segments,
+        dasm__rho=0.5,
+        dasm__random_share=0.0,
     )
     make_pool = make_pool_maker(problem, ROOT)
     finished = [np.full((2, 2, 8, 8, 1), level, np.float32) for level in (0.2, 0.7)]
     last, polish = make_pool(2, 0, finished[:1]), make_pool(3, 0, finished)
-    if target == "class":
+    if "class" in (target, of_segments):
         assert polish.difficulty is None
         for members, indices in zip(polish.members, problem.class_indices, strict=True):
             np.testing.assert_array_equal(members, indices)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dasm_jax import coreset, dasm, evaluate
 from dasm_jax.experiments import sets
 from dasm_jax.experiments.sets import Part, Run, runs_for
 from dasm_jax.plan import plan_segments
+from dasm_jax.pools import make_pool_maker
 from dasm_jax.problem import make_problem
 from dasm_jax.schema import SELECTIONS
 from dasm_jax.settings import from_config
@@ -36,7 +38,12 @@ def settings_with(**changes):
     ],
 )
 def test_one_run_of_dasm_gives_all_prefixes(method, ipcs, segments, expected):
-    assert runs_for(method, ipcs, segments) == expected
+    assert runs_for(method, ipcs, segments, polished=False) == expected
+
+
+def test_what_is_polished_together_is_made_for_every_size():
+    made = runs_for("dasm", (4, 2), 2, polished=True)
+    assert made == [Run(2, (2,)), Run(4, (4,))]
 
 
 def test_settings_of_a_run():
@@ -109,6 +116,17 @@ def test_what_idc_says_of_segments_are_the_defaults(name):
     ]:
         made = sets.settings_for(s, method, 10, 0)
         assert made == sets.settings_with(s, before, 10, 0)
+
+
+def test_the_static_filter_has_no_ceiling():
+    """It drops what is easy, and nothing else, whatever is asked of segments."""
+    pools = []
+    for ceiling in ("fixed", "learnable"):
+        base = settings_with(dasm__ceiling=ceiling, matcher__idc__loop__niter=1)
+        own = sets.settings_for(base, "static_filter", 4, 0)
+        problem = make_problem(own, small_dataset(2))
+        pools.append(make_pool_maker(problem, jax.random.key(0))(1, 0, []).members)
+    chex.assert_trees_all_equal(*pools)
 
 
 def test_every_name_has_a_label():
@@ -212,5 +230,7 @@ def test_a_set_that_is_damaged_or_missing_is_none(tmp_path):
 def test_runs_cover_every_size_once():
     for segments, ipcs in itertools.product((1, 2, 3, 5), [(1, 2, 5, 9), (7,), (2, 8)]):
         for method in ("dasm", "idc"):
-            made = [run.prefixes for run in runs_for(method, ipcs, segments)]
-            assert sorted(itertools.chain(*made)) == sorted(ipcs)
+            for polished in (False, True):
+                runs = runs_for(method, ipcs, segments, polished=polished)
+                made = [run.prefixes for run in runs]
+                assert sorted(itertools.chain(*made)) == sorted(ipcs)

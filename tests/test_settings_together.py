@@ -144,14 +144,6 @@ def test_what_would_do_nothing_is_refused():
     refuses("trajectory.data='pool'", "config.dasm.target='class'", **pool)
     again = {"dasm__rescore_every": 2, "dasm__target": "class"}
     refuses("config.dasm.rescore_every must be 0", "target='class'", **again)
-    polish = {"dasm__polish_target": "pool", "dasm__target": "class"}
-    settings_with(**polish)
-    settings_with(**polish, dasm__polish=0.5, dasm__segments=1)
-    polish["dasm__polish"] = 0.5
-    refuses("dasm.polish_target='pool'", "config.dasm.target='class'", **polish)
-    for name in ("dasm__polish_target", "dasm__target"):
-        other = {"class": "pool", "pool": "class"}[polish[name]]
-        settings_with(**polish | {name: other})
 
 
 @pytest.mark.parametrize("name", BATCH_MATCHERS)

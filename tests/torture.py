@@ -27,7 +27,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
-    "--config=configs/digits.py",
+    "--config=configs/paper.py:digits",  # where segments are long enough to rescore
     "--config.ipc=3",
     "--config.dasm.segments=3",
     "--config.network.width=4",

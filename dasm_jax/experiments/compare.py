@@ -53,6 +53,8 @@ SEQMATCH = (
     ("matcher.idc.trajectory.start", "segments"),
     ("dasm.pool", "full"),
     ("dasm.context", "cumulative"),
+    ("dasm.polish", 0.0),
+    ("synthetic.init", "mix"),
 )
 
 # What a run spends beside making the set.

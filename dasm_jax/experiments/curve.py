@@ -32,6 +32,7 @@ from dasm_jax.experiments.document import (
     renew_section,
 )
 from dasm_jax.files import write_atomically, write_json
+from dasm_jax.plan import is_polished
 from dasm_jax.schema import Settings
 from dasm_jax.workdir import PhaseClock
 
@@ -43,9 +44,10 @@ def sources_of(settings: Settings) -> list[Source]:
       UserError: settings of a run do not hold together.
     """
     c, sources = settings.curve, []
+    segments, polished = settings.dasm.segments, is_polished(settings)
     for seed in c.seeds:
         for method in c.methods:
-            for run in sets.runs_for(method, c.ipcs, settings.dasm.segments):
+            for run in sets.runs_for(method, c.ipcs, segments, polished=polished):
                 cells = tuple(Cell(method, n, seed, run.ipc) for n in run.prefixes)
                 own = sets.settings_for(settings, method, run.ipc, seed)
                 made = own if method in sets.DISTILLED else None

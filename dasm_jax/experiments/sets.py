@@ -82,13 +82,16 @@ def segment_ends(ipc: int, segments: int) -> list[int]:
     return np.cumsum(segment_sizes(ipc, min(segments, ipc))).tolist()
 
 
-def runs_for(method: str, ipcs: tuple[int, ...], segments: int) -> list[Run]:
+def runs_for(
+    method: str, ipcs: tuple[int, ...], segments: int, *, polished: bool
+) -> list[Run]:
     """The runs that give sets of all ``ipcs``.
 
     DASM needs one for all sizes at which a segment of the largest set ends; where the
-    set is smaller than a segment, or ends inside one, it is made on its own.
+    set is smaller than a segment, or ends inside one, it is made on its own. So it is
+    where segments are polished together: their prefixes are worth less.
     """
-    if method != "dasm":
+    if method != "dasm" or polished:
         return [Run(ipc, (ipc,)) for ipc in sorted(ipcs)]
     largest = max(ipcs)
     ends = segment_ends(largest, segments)

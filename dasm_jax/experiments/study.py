@@ -63,7 +63,6 @@ NO_COST = (
     "score_steps",
     "rescore_every",
     "polish_target",
-    "polish_prefixes",
 )
 
 
