@@ -1,4 +1,4 @@
-"""Every field, with the IDC/DASM defaults for 32 px colour images.
+"""Every field, for 32 px colour images; configs/paper.py has DASM as its paper reads.
 
     python main.py --config=configs/default.py --workdir=runs/default
 
@@ -54,8 +54,8 @@ def get_config() -> ConfigDict:
     # published it, 2 for idc and 1 for all others.
     synthetic.factor = 0
     synthetic.formation = "single"  # single, multi (factors 1…f), bound (at most 128)
-    # mix (f² real images per stored one), random, kmeans, noise, or uncovered (mix, but
-    # from the second segment on of what no finished one is near to)
+    # mix (f² real images per stored one), random, kmeans, noise, or uncovered: as mix,
+    # and later segments from images that are far from all finished ones
     synthetic.init = "uncovered"
 
     config.matcher = matchers.get_config()  # the objective, and its settings
@@ -70,8 +70,10 @@ def get_config() -> ConfigDict:
     # How low_k rises: linear or cosine to rho, or coverage: to what is learned already
     dasm.schedule = "coverage"
     dasm.coverage = 0.9  # that is what is predicted right with p above this
-    dasm.rho = 0.3  # low_K: share of easy images that the last segment leaves out
-    dasm.high = 1.0
+    # low_K of linear and cosine: share of easy images that the last segment leaves out;
+    # and the low end of the static pools
+    dasm.rho = 0.3
+    dasm.high = 1.0  # where windows end; 0.95 leaves out what is hardest
     # fixed: the window ends at high; chance: at the share of a class, if that is less,
     # to which the networks that judge give at least the probability of a guess;
     # learnable: what networks of the real images give less than that is in no pool

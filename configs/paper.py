@@ -1,4 +1,4 @@
-r"""DASM as the paper is read, where the defaults have been tuned on evidence.
+r"""DASM as the paper is read, while the defaults are tuned on evidence.
 
     python main.py --config=configs/paper.py:cifar10 --workdir=runs/cifar10_paper
 

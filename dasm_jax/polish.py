@@ -1,8 +1,8 @@
 """The joint polish: all segments moved together once the last is finished.
 
 One more plan after those of the segments, which covers all of them: it starts from the
-finished pixels and is matched against every real image, or a pool of its own, at a
-small rate. The segments stay what the set is made of: sizes, numbers and pools are
+finished pixels and is matched against a pool of its own, or every real image. The
+segments stay what the set is made of: sizes, numbers and pools are
 theirs, pixels the polished ones, and what the polish cost is shared out by their sizes.
 """
 

@@ -111,7 +111,7 @@ def within_reach(confidence: np.ndarray, guess: float, minimum: int) -> np.ndarr
     Args:
       confidence: f[n], mean probability of the true class.
       guess: the probability of one, 1 over the number of classes.
-      minimum: no fewer are returned than this, a tenth of the class, or the class.
+      minimum: at least so many are returned, and a tenth of the class, if there are.
 
     Returns:
       sorted positions i64[P] inside the class.

@@ -1,4 +1,4 @@
-r"""Every open choice of the method on its own, against DASM with its defaults.
+r"""Every open choice of the method on its own, against the paper's reading of DASM.
 
     python main.py --config=configs/study/choices.py:digits \
         --workdir=runs/choices_digits

@@ -86,7 +86,7 @@ def get_config(dataset=""):
         f"idc_reached: dasm.segments=1 dasm.pool=static_window {REACHED}",
         f"random5: {REACHED} {TOGETHER} dasm.pool=random",
         # The sequence and its polish alone, and away from what is easy but for the
-        # random share of the defaults.
+        # random share of the paper's.
         "whole5: dasm.pool=full dasm.polish=0.8 dasm.polish_rate=1.0",
         f"hard5: {HARD} {TOGETHER}",
         # Judged by networks of the real images throughout.
