@@ -14,8 +14,8 @@ This program: not yet run (meant for a GPU). It differs in three things: it make
 segments and polishes them together (dasm.segments=1 is IDC); networks start from
 scratch, where IDC trains each for 10 epochs before it is matched on
 (trajectory.bank=10, bank_epochs=10 comes near); and IDC's evaluation augments and
-counts epochs in its own way, where here the recipe is that of the 32 px sets. At IPC 20, synthetic.formation=bound keeps the memory of IPC
-10.
+counts epochs in its own way, where here the recipe is that of the 32 px sets. At IPC
+20, synthetic.formation=bound keeps the memory of IPC 10.
 """
 
 from configs import default
