@@ -42,9 +42,9 @@ CONTROLS = (
 LEARNABLE = "dasm.schedule=coverage dasm.high=1.0 dasm.ceiling=learnable"
 # Five segments that are little more than where the whole set starts.
 TOGETHER = "dasm.polish=0.8 dasm.polish_rate=1.0 dasm.polish_target=pool"
-COVER = "synthetic.init=uncovered"
+UNCOVERED = "synthetic.init=uncovered"
 # The defaults of configs/default.py; the tables start from the paper's reading.
-LEARN5 = f"learn5: {LEARNABLE} {TOGETHER} {COVER}"
+LEARN5 = f"learn5: {LEARNABLE} {TOGETHER} {UNCOVERED}"
 
 # Five segments of the largest set end at no other IPC but on digits; twenty do.
 DASM20 = "dasm20: dasm.segments=20"

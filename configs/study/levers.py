@@ -7,7 +7,7 @@ Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
 """
 
 from configs.study import base
-from configs.study.base import COVER, LEARNABLE, TOGETHER
+from configs.study.base import LEARNABLE, TOGETHER, UNCOVERED
 
 COSINE = "matcher.idc.image.schedule=cosine"
 CLUSTERED = "matcher.idc.batches=kmeans"
@@ -58,7 +58,7 @@ def get_config(dataset=""):
         f"cosine: {COSINE}",
         f"clustered: {CLUSTERED}",
         f"bank: {BANK}",
-        f"cover: {COVER}",
+        f"uncovered: {UNCOVERED}",
         f"seen: {SEEN}",
         f"grown: {GROWN}",
         f"whole: {WHOLE}",
@@ -68,10 +68,10 @@ def get_config(dataset=""):
         f"seen_grown: {SEEN} {GROWN}",
         f"seqmatch: dasm.pool=full {SEEN} {GROWN}",
         f"whole_seen: {WHOLE} {SEEN}",
-        f"whole_cover: {WHOLE} {COVER}",
+        f"whole_uncovered: {WHOLE} {UNCOVERED}",
         f"joint_cosine: {JOINT} {COSINE}",
-        f"joint_cover: {JOINT} {COVER}",
-        f"taper_cover: {TAPER} {COVER}",
+        f"joint_uncovered: {JOINT} {UNCOVERED}",
+        f"taper_uncovered: {TAPER} {UNCOVERED}",
         # Like for like with idc_easy are those of EASY: the same judges and pool.
         f"easy_real: {EASY}",
         f"easy: {LEARNED}",
@@ -95,8 +95,8 @@ def get_config(dataset=""):
         # worth, and with a polish that sees prefixes too.
         base.LEARN5,
         f"learn5_mix: {LEARNABLE} {TOGETHER}",
-        f"whole5_uncovered: dasm.pool=full {TOGETHER} {COVER}",
-        f"hard5_uncovered: {HARD} {TOGETHER} {COVER}",
-        f"nested5: {LEARNABLE} {TOGETHER} {COVER} dasm.polish_prefixes=0.5",
+        f"whole5_uncovered: dasm.pool=full {TOGETHER} {UNCOVERED}",
+        f"hard5_uncovered: {HARD} {TOGETHER} {UNCOVERED}",
+        f"nested5: {LEARNABLE} {TOGETHER} {UNCOVERED} dasm.polish_prefixes=0.5",
     )
     return config
