@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test test-all matrix torture determinism fuzz lint bench bench-scaling bench-training
 
-run: $(VENV)/run  ## distil scikit-learn's digits in about two minutes
+run: $(VENV)/run  ## distil scikit-learn's digits in about three minutes
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/test  ## all tests but the slow ones

@@ -1,9 +1,9 @@
-"""scikit-learn digits, 8×8: the whole of DASM in a minute or two on two CPU cores.
+"""scikit-learn digits, 8×8: the whole of DASM in two or three minutes on two CPU cores.
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Expect at IPC 2 and 10: DASM 88.2 ± 0.8 and 97.7 ± 0.7, Random 82.3 ± 2.0 and
-95.0 ± 0.7, Full 99.1 ± 0.2 (seed 0, three networks, two cores). Two minutes from a
+Expect at IPC 2 and 10: DASM 86.2 ± 1.2 and 98.6 ± 0.7, Random 82.3 ± 1.7 and
+94.8 ± 0.8, Full 99.1 ± 0.2 (seed 0, three networks, two cores). Three minutes from a
 cold start on two CPU cores, 2026-11-22.
 """
 
