@@ -115,6 +115,7 @@ def render(
         segments=[
             {
                 "number": number,
+                "title": parts.title(records, number),
                 "pool": parts.pool_text(records, number),
                 "histograms": parts.histograms(records, number),
                 "pictures": next((s for s in segments if s.number == number), None),
@@ -146,7 +147,8 @@ def _of_kind(records: Records, kind: str) -> Records:
 
 
 def _numbers(records: Records) -> set[int]:
-    return {r["segment"] for r in records if r["kind"] in ("segment", "measures")}
+    kinds = (*parts.MATCHED, "measures")
+    return {r["segment"] for r in records if r["kind"] in kinds}
 
 
 def _dataset(config: dict[str, Any], summary: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ MOST_PER_SEGMENT = 50  # images of a class
 STRIP_COLUMNS = 10
 FULL = "Full"
 NOT_METHODS = ("Random", FULL)
+MATCHED = ("segment", "polish")  # records of what has a pool
 MOST_COLUMNS = 4  # sets beside each other in a table
 
 Row = dict[str, Any]
@@ -191,10 +192,10 @@ def decile_series(rows: Records) -> dict[str, list[tuple[float, float]]]:
 
 
 def histograms(records: Records, segment: int) -> list[dict[str, Any]]:
-    """Difficulty of a segment's pool, and of what the gradient is made of there."""
+    """Difficulty of a pool, and of what the gradient is made of there."""
     found: dict[str, Any] = {}
     for record in records:
-        if record.get("segment") == segment and record["kind"] == "segment":
+        if record.get("segment") == segment and record["kind"] in MATCHED:
             found["pool, by the run’s own score"] = record.get(
                 "pool_share_by_difficulty_decile"
             )
@@ -210,10 +211,16 @@ def histograms(records: Records, segment: int) -> list[dict[str, Any]]:
     ]
 
 
+def title(records: Records, segment: int) -> str:
+    """What is said above a segment, or the polish that comes after the last one."""
+    polishes = [r["segment"] for r in records if r["kind"] == "polish"]
+    return "Polish of all segments" if segment in polishes else f"Segment {segment}"
+
+
 def pool_text(records: Records, segment: int) -> str:
-    """How many real images of a class a segment is matched with."""
+    """How many real images of a class a segment, or the polish, is matched with."""
     for record in records:
-        if record["kind"] == "segment" and record.get("segment") == segment:
+        if record["kind"] in MATCHED and record.get("segment") == segment:
             sizes = record.get("pool_sizes")
             if sizes:
                 low, high = min(sizes), max(sizes)

@@ -70,6 +70,8 @@ def write_run(folder, names=("cat", "dog"), dataset="pets", **files):
         {"kind": "segment", "seconds": 1, "segment": 1, "pool_sizes": [30, 40]},
         {"kind": "segment", "seconds": 1, "segment": 2, "pool_sizes": [30, 30]}
         | {"pool_share_by_difficulty_decile": [0.25] + [1.0] * 9},
+        {"kind": "polish", "seconds": 1, "segment": 3, "pool_sizes": [18, 21]}
+        | {"pool_share_by_difficulty_decile": [0.5] + [1.0] * 9},
         {"kind": "measures", "seconds": 1, "segment": 2, "diversity": 1.25}
         | {"diversity_of_union": None, "pool_share_by_decile": [0.1] * 10}
         | {"gradient_norm_share_by_decile": {"random": [0.1] * 10, "trained": None}},
@@ -129,6 +131,8 @@ def test_everything_is_there(page):
         "62.0 ± 1.0",
         "90.0 ± 2.0",
         "pool of 30 to 40 real images per class",
+        "Segment 2 12 images per class pool of 30 real images per class",
+        "Polish of all segments pool of 18 to 21 real images per class",
         "dasm.segments",
         "distill",
         "3.0 s",
@@ -138,10 +142,11 @@ def test_everything_is_there(page):
     ):
         assert text in page.text
     labels = [svg["aria-label"] for svg in page.all("svg")]
-    assert len(labels) == 3 + 3  # curves; histograms, without the null ones
+    assert len(labels) == 3 + 4  # curves; histograms, without the null ones
     assert "DASM: 62.0 ± 1.0 at 12, 74.0 ± 1.0 at 24" in labels[0]
     assert "segment 2: 3.5 to 3.5" in labels[-2]
     assert any("25 %, 100 %" in label for label in labels)
+    assert any("50 %, 100 %" in label for label in labels)
 
 
 def test_it_needs_nothing_outside_itself(page):

@@ -89,7 +89,7 @@ STOPS = {
         "matcher__idc__loop__niter": 8,
         "matcher__idc__trajectory__start": "segments",
     },
-    "defaults": {
+    "nested": {
         "ipc": 3,
         "dasm__segments": 3,
         "dasm__schedule": "coverage",
@@ -98,7 +98,7 @@ STOPS = {
         "dasm__polish": 0.8,
         "dasm__polish_rate": 1.0,
         "dasm__polish_target": "pool",
-        "dasm__polish_prefixes": 0.5,
+        "dasm__polish_nested": 0.5,
         "synthetic__init": "uncovered",
         "matcher__name": "dm",
         "matcher__dm__loop__niter": 8,
@@ -112,7 +112,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(STOPS, "cosine", "defaults"))
+@pytest.mark.parametrize("name", slow_but(STOPS, "cosine", "nested"))
 def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
     changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})

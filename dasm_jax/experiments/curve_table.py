@@ -8,6 +8,7 @@ from dasm_jax.experiments.cells import FULL
 from dasm_jax.experiments.common import percent
 from dasm_jax.experiments.document import as_text
 from dasm_jax.experiments.sets import LABELS
+from dasm_jax.plan import is_polished
 from dasm_jax.schema import Settings
 
 
@@ -98,6 +99,12 @@ def render_text(settings: Settings, entries: list[Entry], failures: list[str]) -
     return "\n".join(lines)
 
 
+def _smaller(settings: Settings) -> str:
+    if is_polished(settings):
+        return "runs of their own"
+    return "its prefixes where a segment ends there"
+
+
 def render_markdown(
     settings: Settings,
     entries: list[Entry],
@@ -116,9 +123,8 @@ def render_markdown(
         f"{s.network.depth}, factor {s.factor}: {s.data.tested_on} accuracy in %, mean "
         f"± std over {_spread(s)} (seeds {', '.join(map(str, c.seeds))}), "
         f"{s.evaluate.networks} networks of {s.evaluate.steps} steps each per seed. "
-        f"DASM: {s.dasm.segments} segments at IPC {max(c.ipcs)}, smaller sets are its "
-        f"prefixes where a segment ends there. {every('date')}, {every('device')}, "
-        f"commit {every('commit')}."
+        f"DASM: {s.dasm.segments} segments at IPC {max(c.ipcs)}, smaller sets are "
+        f"{_smaller(s)}. {every('date')}, {every('device')}, commit {every('commit')}."
     )
     grid = _grid(s, entries)
     lines = [*textwrap.wrap(head, 80), ""]

@@ -89,7 +89,8 @@ def runs_for(
 
     DASM needs one for all sizes at which a segment of the largest set ends; where the
     set is smaller than a segment, or ends inside one, it is made on its own. So it is
-    where segments are polished together: their prefixes are worth less.
+    where segments are polished together: prefixes are worth less than runs of the
+    same settings, or with ``polish_nested`` than runs without it.
     """
     if method != "dasm" or polished:
         return [Run(ipc, (ipc,)) for ipc in sorted(ipcs)]
