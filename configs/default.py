@@ -94,8 +94,9 @@ def get_config() -> ConfigDict:
     # and the matcher is not mtt
     dasm.polish = 0.8
     dasm.polish_rate = 1.0  # of the image rate of the whole set
-    # Share of its steps that see only the segments up to one: prefixes are polished too
-    dasm.polish_prefixes = 0.0
+    # How much of the pull on a segment is that of the prefix it ends, as if what comes
+    # after it were not there; the rest is that of the whole set
+    dasm.polish_nested = 0.0
     # What it is matched against: class, or a pool by the last segment's rule, judged by
     # networks trained on all segments (scored_by=real, static pools: on real images)
     dasm.polish_target = "pool"

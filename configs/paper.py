@@ -37,6 +37,6 @@ def as_read(config):
     dasm.schedule, dasm.rho = "linear", 0.3
     dasm.high, dasm.ceiling = 0.95, "fixed"
     dasm.polish, dasm.polish_rate, dasm.polish_target = 0.0, 0.1, "class"
-    dasm.polish_prefixes = 0.0
+    dasm.polish_nested = 0.0
     config.synthetic.init = "mix"
     return config

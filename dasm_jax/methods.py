@@ -29,7 +29,7 @@ from dasm_jax.schema import (
     Settings,
     TrajectoryMatchingSettings,
 )
-from dasm_jax.segment import image_count, make_class_images
+from dasm_jax.segment import image_count, make_class_images, make_groups
 from dasm_jax.types import Normalization, Params
 
 SMALLEST_STEP_SIZE = 1e-6
@@ -55,7 +55,7 @@ class Surroundings(NamedTuple):
     statistics: Normalization
     n_classes: int
     loop: Loop
-    polish_prefixes: float  # share of the steps of a polish that see a prefix alone
+    nested: float  # in a polish: how much a segment is pulled as the end of a prefix
 
 
 class Method(NamedTuple):
@@ -99,7 +99,7 @@ def make_trajectory_method(
             matching.make_trajectory_matcher(around.network.apply, loop),
             make_class_images(around.parameterization, context),
             around.statistics,
-            _options(s),
+            _options(s, nested=0.0),
             s.steps,
         )
 
@@ -136,8 +136,8 @@ def _make_method(name: str, s: MethodSettings, around: Surroundings) -> Method:
     return METHODS[name](s, around)
 
 
-def _options(s: MethodSettings) -> MatchOptions:
-    return MatchOptions(parse_strategy(s.augment), s.synthetic_batch)
+def _options(s: MethodSettings, nested: float) -> MatchOptions:
+    return MatchOptions(parse_strategy(s.augment), s.synthetic_batch, nested)
 
 
 def _batch_method(
@@ -147,10 +147,9 @@ def _batch_method(
     make_objective: Callable[..., Objective],
 ) -> Method:
     def objective(context: Context, loop: Loop) -> Objective:
-        class_images = make_class_images(
-            around.parameterization, context, around.polish_prefixes
-        )
-        return make_objective(matcher, class_images, around.statistics, _options(s))
+        groups = make_groups(around.parameterization, context, apart=around.nested > 0)
+        options = _options(s, around.nested)
+        return make_objective(matcher, groups, around.statistics, options)
 
     return Method(
         objective=objective,

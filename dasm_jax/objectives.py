@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dasm_jax import augment, sampling, training
 from dasm_jax.loops import Loop
 from dasm_jax.matching import Lesson, Matcher
-from dasm_jax.segment import ClassImages, Variables, every_image
+from dasm_jax.segment import ClassImages, Groups, Variables, every_image
 from dasm_jax.types import Array, Batch, Normalization
 
 
@@ -67,6 +67,7 @@ class MatchOptions(NamedTuple):
 
     strategy: tuple[str, ...]  # augmentation
     synthetic_batch: int  # decoded images per class (lesson: in all), at most
+    nested: float  # how much a segment is pulled as the end of a prefix, in a polish
 
 
 def _augmented(
@@ -82,9 +83,52 @@ def _augmented(
     return Batch(images, jnp.full(len(images), label), weights)
 
 
+def nested_distance(
+    matcher: Matcher, view: Any, target: Any, groups: list[Batch], nested: float
+) -> Array:
+    """Distance of all groups together, which pulls each by the prefix it ends as well.
+
+    The gradient is that of (1 − ν) · D_K + ν · Σ_k N_k/N · D_k, where D_k is the
+    distance of the first k of K groups, those before the k-th stand still, and N_k
+    counts their images: a prefix moves an image as far as the whole does. A matcher's
+    summary is a mean, so those of all prefixes follow from those of the groups.
+
+    Args:
+      matcher: of a class or of all classes.
+      view: of the networks.
+      target: of the real images.
+      groups: batches of the segments, in order; weights f32[m], or f32[C, m] alike in
+        all classes, say how many images of the set each stands for.
+      nested: ν in [0, 1].
+
+    Returns:
+      D_K, f32[].
+    """
+    if len(groups) == 1:
+        return matcher.distance(view, target, groups[0])
+    summaries = [matcher.summary(view, batch) for batch in groups]
+    sizes = [jnp.sum(batch.weights) for batch in groups]
+
+    def distance(count: int, *, still: int) -> Array:
+        parts = [*jax.lax.stop_gradient(summaries[:still]), *summaries[still:count]]
+        total = sum(sizes[:count])
+        mean = jax.tree.map(
+            lambda *leaves: sum(n / total * x for n, x in zip(sizes, leaves)), *parts
+        )
+        return matcher.compare(mean, target)
+
+    whole = distance(len(groups), still=0)
+    ends = [
+        sum(sizes[:k]) / sum(sizes) * distance(k, still=k - 1)
+        for k in range(1, len(groups) + 1)
+    ]
+    pull = (1 - nested) * whole + nested * sum(ends)
+    return pull + jax.lax.stop_gradient(whole - pull)
+
+
 def make_class_objective(
     matcher: Matcher,
-    class_images: ClassImages,
+    groups: Groups,
     statistics: Normalization,
     options: MatchOptions,
 ) -> Objective:
@@ -95,10 +139,10 @@ def make_class_objective(
 
     def distance(pixels, frozen, frozen_count, view, real, label, key):
         choice_key, augment_key = jax.random.split(key)
-        images, weights = class_images(
+        shown = groups(
             pixels, frozen, frozen_count, choice_key, options.synthetic_batch
         )
-        size = (images.shape[1], images.shape[2])
+        size = real.shape[1:3]
         draw = augment.draw_augmentation(augment_key, options.strategy, size)
 
         def prepare(images, weights):
@@ -107,7 +151,8 @@ def make_class_objective(
             )
 
         target = matcher.target(view, prepare(real, jnp.ones(len(real))))
-        return matcher.distance(view, target, prepare(images, weights))
+        batches = [prepare(images, weights) for images, weights in shown]
+        return nested_distance(matcher, view, target, batches, options.nested)
 
     def gradients(label, key, variables, view, real, frozen, frozen_count):
         return jax.value_and_grad(distance)(
@@ -125,7 +170,7 @@ def make_class_objective(
 
 def make_set_objective(
     matcher: Matcher,
-    class_images: ClassImages,
+    groups: Groups,
     statistics: Normalization,
     options: MatchOptions,
 ) -> Objective:
@@ -137,12 +182,12 @@ def make_set_objective(
 
         def of_class(pixels, frozen, label):
             class_key = jax.random.fold_in(choice_key, label)
-            return class_images(
+            return groups(
                 pixels, frozen, frozen_count, class_key, options.synthetic_batch
             )
 
-        images, weights = jax.vmap(of_class)(variables.pixels, frozen, labels)
-        size = (images.shape[2], images.shape[3])
+        shown = jax.vmap(of_class)(variables.pixels, frozen, labels)
+        size = real.shape[2:4]
         draw = augment.draw_augmentation(augment_key, options.strategy, size)
 
         def prepare(images, weights):
@@ -153,7 +198,8 @@ def make_set_objective(
             )(images, labels, weights)
 
         target = matcher.target(view, prepare(real, jnp.ones(real.shape[:2])))
-        return matcher.distance(view, target, prepare(images, weights))
+        batches = [prepare(images, weights) for images, weights in shown]
+        return nested_distance(matcher, view, target, batches, options.nested)
 
     def gradients(part, key, variables, view, real, frozen, frozen_count):
         return jax.value_and_grad(distance)(

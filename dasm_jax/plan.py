@@ -189,7 +189,7 @@ def matching_flops(problem: Problem, size: int, context: Context) -> float:
         if field.name not in ("image", "loop")  # rates and lengths cost nothing
     )
     of_run = (s.network, s.synthetic, s.data.zca, s.matcher.name, of_matcher)
-    of_run = (*of_run, s.dasm.polish_prefixes)
+    of_run = (*of_run, s.dasm.polish_nested)
     depends = (*of_run, dataset.image_shape, dataset.n_classes, size, context)
     if depends not in _counted:
         _counted[depends] = _count_matching(problem, size, context)

@@ -67,7 +67,7 @@ def make_problem(settings: Settings, dataset: Dataset) -> Problem:
         statistics=_statistics(settings, dataset),
         n_classes=n_classes,
         loop=loop_for(jax.default_backend(), STEPS_PER_CALL, mesh),
-        polish_prefixes=settings.dasm.polish_prefixes,
+        nested=settings.dasm.polish_nested,
     )
     return Problem(
         settings=settings,

@@ -47,6 +47,8 @@ class SegmentData(NamedTuple):
 # (pixels f32[n, H, W, ch], frozen f32[IPC, H, W, ch], frozen_count i32[], key, most)
 #   -> images f32[m, H, W, ch] of one class, weights f32[m] (0: does not exist yet)
 ClassImages = Callable[..., tuple[Array, Array]]
+# The same arguments -> groups of these, which a matcher summarises apart
+Groups = Callable[..., list[tuple[Array, Array]]]
 
 
 def join_formations(formations: list[Formation]) -> Formation:
@@ -81,22 +83,9 @@ def choose_images(
     return formation.take(chosen), exists[chosen].astype(jnp.float32)
 
 
-def draw_prefix(
-    key: Key[jax.Array, ""], segment_sizes: tuple[int, ...], share: float
-) -> Int[jax.Array, ""]:
-    """Images per class of the whole set, or, in a ``share`` of draws, of a prefix."""
-    *ends, whole = np.cumsum(segment_sizes).tolist()
-    if not ends:
-        return jnp.int32(whole)
-    shorter, which = jax.random.split(key)
-    end = jnp.array(ends)[jax.random.randint(which, (), 0, len(ends))]
-    return jnp.where(jax.random.bernoulli(shorter, share), end, whole)
-
-
 def make_class_images(
     parameterization: Parameterization,
     segment_sizes: tuple[int, ...] | None,
-    prefix_share: float = 0.0,
 ) -> ClassImages:
     """Decoded synthetic images of one class, as a function of its active pixels.
 
@@ -104,9 +93,6 @@ def make_class_images(
       parameterization: stored pixels to images.
       segment_sizes: images per class of all segments, where finished segments stand
         beside the active one; ``None`` where they do not.
-      prefix_share: where all segments are active, share of the steps that see the
-        images of the first ones alone, so that prefixes are polished as well. Their
-        gradients are those of a mean over fewer images, and made smaller by as much.
     """
 
     def images(pixels, frozen, frozen_count, key, most):
@@ -118,13 +104,6 @@ def make_class_images(
                 [parameterization.tiles(n) for n in segment_sizes]
             )
             stored = frozen_count + pixels.shape[0]
-            # Otherwise one of them is, and those before it stand still.
-            all_active = pixels.shape[0] == sum(segment_sizes)
-            if prefix_share and all_active and key is not None:
-                key, prefix_key = jax.random.split(key)
-                stored = draw_prefix(prefix_key, segment_sizes, prefix_share)
-                still = jax.lax.stop_gradient(pixels)
-                pixels = still + stored / pixels.shape[0] * (pixels - still)
             zero = jnp.zeros_like(frozen_count)
             pixels = jax.lax.dynamic_update_slice(
                 frozen, pixels, (frozen_count, zero, zero, zero)
@@ -133,6 +112,45 @@ def make_class_images(
         return parameterization.decode(pixels, formation), weights
 
     return images
+
+
+def make_groups(
+    parameterization: Parameterization,
+    segment_sizes: tuple[int, ...] | None,
+    *,
+    apart: bool,
+) -> Groups:
+    """What a matcher is shown of one class: all images together, or by segments.
+
+    Args:
+      parameterization: stored pixels to images.
+      segment_sizes: as of ``make_class_images``.
+      apart: in a polish, where all segments are active, each is a group, of its share
+        of ``most`` images (one at least). Weights say how many images of the segment
+        each stands for.
+    """
+    together = make_class_images(parameterization, segment_sizes)
+
+    def groups(pixels, frozen, frozen_count, key, most):
+        sizes = segment_sizes or ()
+        if not apart or len(sizes) < 2 or pixels.shape[0] != sum(sizes):
+            return [together(pixels, frozen, frozen_count, key, most)]
+        formations = [parameterization.tiles(n) for n in sizes]
+        counts = [len(formation.sources) for formation in formations]
+        ends = np.cumsum([0, *counts]) * most // sum(counts)  # no image of most is lost
+        found, first = [], 0
+        for segment, size in enumerate(sizes):
+            share = max(int(ends[segment + 1] - ends[segment]), 1)
+            own_key = jax.random.fold_in(key, segment)
+            formation, weights = choose_images(
+                own_key, formations[segment], size, share
+            )
+            images = parameterization.decode(pixels[first : first + size], formation)
+            found.append((images, weights * (counts[segment] / len(weights))))
+            first += size
+        return found
+
+    return groups
 
 
 def every_image(

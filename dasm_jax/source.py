@@ -8,12 +8,14 @@ from pathlib import Path
 # To be raised where equal settings come to give other sets: what was made before is
 # then made again or refused, so that no table and no run holds both.
 RESULTS = 3
-# Fields that came after that, each with the value that leaves results as they were.
-# With it they are no part of what a run depends on: older ones are shown and go on.
+# Fields that came after that, or went again, each with the value that leaves results as
+# they were. With it they are no part of what a run depends on: older ones are shown and
+# go on.
 ADDED = {
     "dasm.polish_target": "class",
     "dasm.ceiling": "fixed",
-    "dasm.polish_prefixes": 0.0,
+    "dasm.polish_nested": 0.0,
+    "dasm.polish_prefixes": 0.0,  # went
 }
 PACKAGE = Path(__file__).parent
 

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax.matching import make_alignment_matcher, make_embedding_matcher
+from dasm_jax.matching import (
+    every_parameter,
+    make_alignment_matcher,
+    make_embedding_matcher,
+    make_gradient_matcher,
+)
 from dasm_jax.types import Batch
 from tests.small import slow_but
 
@@ -74,6 +79,33 @@ CASES = {
         lambda *args: alignment_distance(*args, 0.3),
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["dm", "cafe", "gradient"])
+def test_a_summary_is_the_mean_of_those_of_parts(name):
+    """So that a polish has those of all prefixes from those of the segments."""
+    gradients = make_gradient_matcher(
+        lambda params, images: layers(params, images)[1], layers=every_parameter
+    )
+    lead, matcher, _ = CASES.get(name, ((), gradients, None))
+    numbers = np.random.default_rng(0)
+    params, whole = parameters(numbers), batch(numbers, *lead, 5)
+    # Of all classes alike, as images of segments weigh.
+    weights = np.broadcast_to(np.arange(1.0, 6.0), whole.weights.shape)
+    whole = whole._replace(weights=jnp.asarray(weights))
+    first, last = (
+        Batch(*(np.split(field, [2], axis=len(lead))[part] for field in whole))
+        for part in (0, 1)
+    )
+    expected = matcher.summary(params, whole)
+    of_parts = jax.tree.map(
+        lambda x, y: (3 * x + 12 * y) / 15,
+        matcher.summary(params, first),
+        matcher.summary(params, last),
+    )
+    for got, want in zip(jax.tree.leaves(of_parts), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        assert np.abs(want).max() > 1e-3
 
 
 def distance_of(name, numbers):

@@ -10,10 +10,9 @@ import pytest
 from dasm_jax import run, sampling, training
 from dasm_jax.dasm import run_dasm
 from dasm_jax.keys import Use, key_for
-from dasm_jax.parameterization import make_parameterization
 from dasm_jax.plan import matching_flops, plan_segments
 from dasm_jax.pools import make_pool_maker
-from dasm_jax.segment import draw_prefix, make_class_images
+from dasm_jax.segment import make_class_images
 from dasm_jax.settings import from_config
 from tests.small import small_config, small_problem
 from tests.test_methods import embedding_distance
@@ -158,47 +157,6 @@ def test_a_polish_is_paid_by_the_segments(kind):
     problem = small_problem(**loop)
     together = matching_flops(problem, 4, None)
     assert last.flops_per_step == pytest.approx(together, rel=0.02)
-
-
-def test_a_polish_of_prefixes_moves_what_they_hold():
-    alone = {**DM, "dasm__segments": 3}
-    *plans, _ = plan_segments(small_problem(**alone))
-    before = run_dasm(small_problem(**alone), plans)
-
-    def moved(share):
-        results = run_dasm(small_problem(**alone, dasm__polish_prefixes=share))
-        return [np.abs(a.pixels - b.pixels).max() for a, b in zip(results, before)]
-
-    # Prefixes are the first segment, and the first two: the third is in none.
-    first, second, third = moved(1.0)
-    assert min(first, second) > 0.01
-    assert third == 0
-    assert min(moved(0.5)) > 0.01
-
-
-def test_a_prefix_is_drawn_as_often_as_asked():
-    keys = jax.random.split(ROOT, 2000)
-    ends = jax.vmap(lambda key: draw_prefix(key, (2, 1, 1), 0.4))(keys)
-    shares = [float((ends == end).mean()) for end in (2, 3, 4)]
-    assert shares == pytest.approx([0.2, 0.2, 0.6], abs=0.03)
-
-
-def test_a_prefix_is_a_mean_over_fewer_images_and_moves_no_further():
-    images = make_class_images(
-        make_parameterization("single", 1, (8, 8)), (1, 2), prefix_share=1.0
-    )
-    pixels = jax.random.uniform(ROOT, (3, 8, 8, 1))
-    nothing = jnp.zeros_like(pixels)
-
-    def mean(pixels):
-        shown, weights = images(pixels, nothing, jnp.int32(0), ROOT, 10)
-        return jnp.sum(shown * weights[:, None, None, None]) / jnp.sum(weights)
-
-    assert mean(pixels) == pytest.approx(float(pixels[0].sum()), rel=1e-5)
-    grads = jax.grad(mean)(pixels)
-    # As far as each of three would: a third of what one alone has.
-    np.testing.assert_allclose(grads[0], 1 / 3, rtol=1e-5)
-    np.testing.assert_array_equal(grads[1:], 0)
 
 
 def test_one_segment_is_never_polished():

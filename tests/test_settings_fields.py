@@ -224,7 +224,7 @@ SHARES = (
     "dasm__easiest_share",
     "dasm__coverage",
     "dasm__polish",
-    "dasm__polish_prefixes",
+    "dasm__polish_nested",
 )
 MOMENTA = (
     *(f"{name}__momentum" for name in RECIPES),
@@ -285,7 +285,7 @@ def test_no_share_or_momentum_is_forgotten():
         return {name for name in FLOATS if name.endswith(ends)}
 
     ends = ("share", "cutmix", "rho", "high", "coverage", "validation", "polish")
-    assert ending(*ends, "prefixes") == {*SHARES}
+    assert ending(*ends, "nested") == {*SHARES}
     assert ending("momentum") == {*MOMENTA}
 
 

@@ -40,7 +40,7 @@ def test_a_workdir_has_one_run_at_a_time(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("polish_target", "pool"), ("ceiling", "chance"), ("polish_prefixes", 0.5)],
+    [("polish_target", "pool"), ("ceiling", "chance"), ("polish_nested", 0.5)],
 )
 def test_a_run_that_is_older_than_a_field_is_ours(tmp_path, field, value):
     settings = from_config(small_config())
@@ -52,6 +52,20 @@ def test_a_run_that_is_older_than_a_field_is_ours(tmp_path, field, value):
     other = from_config(small_config(**{f"dasm__{field}": value}))
     said = rf"differs in dasm\.{field}; use another"
     with pytest.raises(UserError, match=said), open_workdir(str(tmp_path), other):
+        pass
+
+
+def test_a_run_with_a_field_that_went_is_ours_where_it_said_nothing(tmp_path):
+    settings = from_config(small_config())
+    config = to_dict(settings)
+    config["dasm"]["polish_prefixes"] = 0.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open_workdir(str(tmp_path), settings):
+        pass
+    config["dasm"]["polish_prefixes"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = r"differs in dasm\.polish_prefixes; use another"
+    with pytest.raises(UserError, match=said), open_workdir(str(tmp_path), settings):
         pass
 
 

@@ -37,6 +37,9 @@ def get_config(dataset=""):
     def rate(factor):
         return f"matcher.idc.image.lr={factor * lr:g}"
 
+    def learn5(name):
+        return base.LEARN5.replace("learn5", name, 1)
+
     config.study.arms = (
         # IDC takes them too.
         "idc",
@@ -92,11 +95,17 @@ def get_config(dataset=""):
         # Judged by networks of the real images throughout.
         f"real_reached5: {REACHED} {TOGETHER} dasm.scored_by=real",
         # What is not learned yet and can be: the defaults, what each part of them is
-        # worth, and with a polish that sees prefixes too.
+        # worth, without a polish, and with one that pulls segments by prefixes.
         base.LEARN5,
         f"learn5_mix: {LEARNABLE} {TOGETHER}",
         f"whole5_uncovered: dasm.pool=full {TOGETHER} {UNCOVERED}",
         f"hard5_uncovered: {HARD} {TOGETHER} {UNCOVERED}",
-        f"nested5: {LEARNABLE} {TOGETHER} {UNCOVERED} dasm.polish_prefixes=0.5",
+        f"learn_seen: {LEARNABLE} {UNCOVERED} {SEEN}",
+        f"{learn5('nested5')} dasm.polish_nested=1.0",
+        f"{learn5('half5')} dasm.polish_nested=0.5",
+        # With levers that IDC can have, and without moving an image.
+        f"{learn5('learn5_clustered')} {CLUSTERED}",
+        f"{learn5('learn5_slow')} {rate(0.3)}",
+        f"{learn5('learn5_still')} {rate(1e-6)}",
     )
     return config

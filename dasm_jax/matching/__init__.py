@@ -1,4 +1,4 @@
-"""Surrogate objectives. Each is two pure functions, a ``Matcher``.
+"""Surrogate objectives. Each is three pure functions, a ``Matcher``.
 
 Segments and pools (``dasm.py``) wrap every one of them unchanged.
 """

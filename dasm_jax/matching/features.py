@@ -28,19 +28,14 @@ def make_embedding_matcher(layers_fn: LayersFn) -> Matcher:
     ψ is a freshly drawn network without its classifier.
     """
 
-    def embedding(params: Params, batch: Batch) -> Float[Array, " D"]:
+    def summary(params: Params, batch: Batch) -> Float[Array, " D"]:
         last = layers_fn(params, batch.images)[-1]
         return weighted_mean(_flat(last), batch.weights)
 
     def target(params: Params, real: Batch) -> Float[Array, " D"]:
-        return jax.lax.stop_gradient(embedding(params, real))
+        return jax.lax.stop_gradient(summary(params, real))
 
-    def distance(
-        params: Params, target: Float[Array, " D"], synthetic: Batch
-    ) -> Float[Array, ""]:
-        return squared_distance(embedding(params, synthetic), target)
-
-    return Matcher(target, distance)
+    return Matcher(target, summary, compare=squared_distance)
 
 
 def make_alignment_matcher(layers_fn: LayersFn, discrimination: float) -> Matcher:
@@ -64,17 +59,19 @@ def make_alignment_matcher(layers_fn: LayersFn, discrimination: float) -> Matche
         means = [jax.vmap(weighted_mean)(x, real.weights) for x in every]
         return jax.lax.stop_gradient((means, every[-1], real.labels))
 
-    def distance(
-        params: Params, target: tuple[list[Array], Array, Array], synthetic: Batch
-    ) -> Float[Array, ""]:
-        wanted, real, labels = target
-        means = [
+    def summary(params: Params, synthetic: Batch) -> list[Float[Array, "C _"]]:
+        return [
             jax.vmap(weighted_mean)(x, synthetic.weights)
             for x in features(params, synthetic)
         ]
+
+    def compare(
+        means: list[Float[Array, "C _"]], target: tuple[list[Array], Array, Array]
+    ) -> Float[Array, ""]:
+        wanted, real, labels = target
         aligned = sum(squared_distance(x, y) for x, y in zip(means, wanted))
         logits = jnp.einsum("cbd,kd->cbk", real, means[-1])
         told_apart = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return aligned + discrimination * told_apart.sum()
 
-    return Matcher(target, distance)
+    return Matcher(target, summary, compare)

@@ -137,16 +137,17 @@ def make_gradient_matcher(
     def target(params: Params, real: Batch) -> list[Array]:
         return jax.lax.stop_gradient(layers(gradient(params, *real)))
 
-    def distance(
-        params: Params, target: list[Array], synthetic: Batch
-    ) -> Float[Array, ""]:
+    def summary(params: Params, synthetic: Batch) -> list[Array]:
         ours = layers(gradient(params, *synthetic))
         if not ours:
             raise ValueError(
                 "no parameter takes part in matching: the network has no convolution "
                 "kernel; match every parameter instead (LAYERS['all'])"
             )
+        return ours
+
+    def compare(ours: list[Array], target: list[Array]) -> Float[Array, ""]:
         terms = [metric(x, y) for x, y in zip(ours, target)]
         return sum(terms[1:], terms[0])
 
-    return Matcher(target, distance)
+    return Matcher(target, summary, compare)

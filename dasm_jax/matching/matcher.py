@@ -13,20 +13,29 @@ ApplyFn = Callable[[Params, Any], Any]
 
 
 class Matcher(NamedTuple):
-    """A surrogate objective for synthetic images: two pure functions.
+    """A surrogate objective for synthetic images: three pure functions.
 
-    ``target(view, real)`` has no gradient to the pixels; ``distance(view, target,
-    synthetic)`` is differentiable in ``synthetic`` and returns f32[]. What the three
-    are depends on how much an objective has to see at once (``objectives.py``):
+    ``target(view, real)`` has no gradient to the pixels; ``summary(view, synthetic)``
+    is differentiable in ``synthetic``; ``compare(summary, target)`` is f32[]. What they
+    take depends on how much an objective has to see at once (``objectives.py``):
 
     - one class: ``view`` are parameters, ``real`` and ``synthetic`` a ``Batch``;
     - all classes: the same, with a leading axis of classes on every field;
     - a lesson: ``view`` is a stretch of an expert's trajectory, ``real`` is not looked
       at, ``synthetic`` is a ``trajectory.Lesson``.
+
+    For a class or all classes the summary of a batch is a weighted mean over its
+    images: that of several batches together is the mean of theirs, and need not be
+    computed again. A lesson's is not.
     """
 
     target: Callable[[Any, Any], Any]
-    distance: Callable[[Any, Any, Any], Array]
+    summary: Callable[[Any, Any], Any]
+    compare: Callable[[Any, Any], Array]
+
+    def distance(self, view: Any, target: Any, synthetic: Any) -> Array:
+        """f32[], differentiable in ``synthetic``."""
+        return self.compare(self.summary(view, synthetic), target)
 
 
 def mean_cross_entropy(

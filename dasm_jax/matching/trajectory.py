@@ -54,11 +54,7 @@ def make_trajectory_matcher(apply_fn: ApplyFn, loop: Loop) -> Matcher:
         way = jax.tree.map(jnp.subtract, span.start, span.end)
         return jax.lax.stop_gradient((span.end, squared_norm(way)))
 
-    def distance(
-        span: Span, target: tuple[Params, Float[Array, ""]], lesson: Lesson
-    ) -> Float[Array, ""]:
-        end, length = target
-
+    def summary(span: Span, lesson: Lesson) -> Params:
         def learn(params: Params, batch: Batch) -> Params:
             return jax.tree.map(
                 lambda p, g: p - lesson.step_size * g,
@@ -66,9 +62,14 @@ def make_trajectory_matcher(apply_fn: ApplyFn, loop: Loop) -> Matcher:
                 gradient(params, *batch),
             )
 
-        params = loop.fold(learn, span.start, lesson.batches)
-        missed = jax.tree.map(jnp.subtract, params, end)
+        return loop.fold(learn, span.start, lesson.batches)
+
+    def compare(
+        learned: Params, target: tuple[Params, Float[Array, ""]]
+    ) -> Float[Array, ""]:
+        end, length = target
+        missed = jax.tree.map(jnp.subtract, learned, end)
         # An expert that stood still gives no direction, and must not give NaN.
         return squared_norm(missed) / (length + jnp.finfo(length.dtype).tiny)
 
-    return Matcher(target, distance)
+    return Matcher(target, summary, compare)

@@ -81,7 +81,7 @@ class DasmSettings:
     context: Annotated[str, one_of(("active", "cumulative"))]
     polish: Share
     polish_rate: Rate
-    polish_prefixes: Share
+    polish_nested: Share
     polish_target: Annotated[str, one_of(("class", "pool"))]
 
 
