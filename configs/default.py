@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     dasm.scored_by = "segments"  # networks trained on finished segments, or on real
     dasm.networks = 2  # N networks that score
     dasm.score_steps = 2000  # SGD steps of each, under the evaluation recipe
-    dasm.rescore_every = 0  # outer iterations; 0: once per segment
+    dasm.rescore_every = 0  # outer iterations, of a polish too; 0: once in each
     dasm.target = (
         "pool"  # what is matched; class: all of it, the pool is where segments start
     )

@@ -221,10 +221,11 @@ def match_segment(
     )
     now = _as_shown(optimizers, state)
     for outer in range(first, plan.outer_iterations):
-        every = 0 if plan.covers else s.dasm.rescore_every
+        every = s.dasm.rescore_every
         if every and plan.segment > 1 and outer and outer % every == 0:
             pool_round = outer // every
-            pool = make_pool(plan.segment, pool_round, [*finished, now.clip(0.0, 1.0)])
+            so_far = polish.every_segment(finished, plan, now.clip(0.0, 1.0))
+            pool = make_pool(plan.segment, pool_round, so_far)
             seconds = seconds._replace(scoring=seconds.scoring + pool.seconds)
             data = segment_data(problem, plan, pool, pool_round, finished)
             supply = supplier(plan, pool)

@@ -1,5 +1,7 @@
 """Pools of a run: windows, rules, judges, ceilings, rescoring."""
 
+from itertools import pairwise
+
 import chex
 import jax
 import numpy as np
@@ -212,10 +214,19 @@ def test_coverage_drops_what_is_learned_with_confidence():
         assert len(members) == max(expected, 10)
 
 
-def test_rescoring_follows_the_active_segment():
-    rounds = []
+@pytest.mark.parametrize(
+    ("polish", "expected"),
+    [
+        (0.0, [(1, 0, 0), (2, 0, 1), (2, 1, 2), (2, 2, 2)]),
+        (0.7, [(1, 0, 0), (2, 0, 1), (3, 0, 2), (3, 1, 2), (3, 2, 2)]),
+    ],
+)
+def test_rescoring_follows_the_images_that_move(polish, expected):
+    rounds, sets = [], []
     problem = small_problem(
         dasm__rescore_every=1,
+        dasm__polish=polish,
+        dasm__polish_target="pool",
         matcher__idc__loop__niter=6,
         dasm__score_steps=4,
         matcher__idc__trajectory__data="pool",
@@ -227,6 +238,7 @@ def test_rescoring_follows_the_active_segment():
 
         def wrapped(segment, pool_round, finished):
             rounds.append((segment, pool_round, len(finished)))
+            sets.append(np.concatenate(finished or [np.zeros(0)], axis=None))
             return make_pool(segment, pool_round, finished)
 
         return wrapped
@@ -234,7 +246,9 @@ def test_rescoring_follows_the_active_segment():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dasm, "make_pool_maker", watched)
         run_dasm(problem)
-    assert rounds == [(1, 0, 0), (2, 0, 1), (2, 1, 2), (2, 2, 2)]
+    assert rounds == expected
+    for before, after in pairwise(sets):  # each of another set
+        assert before.shape != after.shape or (before != after).any()
 
 
 @pytest.mark.parametrize("score", ["ce", "misclassified"])
