@@ -28,6 +28,7 @@ POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
 # the pools follows the set so far, and no share is chosen.
 REACHED = "dasm.rho=0 dasm.high=1.0 dasm.ceiling=chance dasm.random_share=0"
 HARD = "dasm.rho=0.3 dasm.high=1.0"
+STRICT = "dasm.random_share=0.0"
 
 
 def get_config(dataset=""):
@@ -107,5 +108,13 @@ def get_config(dataset=""):
         f"{learn5('learn5_clustered')} {CLUSTERED}",
         f"{learn5('learn5_slow')} {rate(0.3)}",
         f"{learn5('learn5_still')} {rate(1e-6)}",
+        f"{learn5('learn5_anneal')} {COSINE} {rate(2)}",
+        f"{learn5('learn5_bank')} {BANK}",
+        f"{learn5('learn5_grown')} {GROWN}",
+        # With other pools: nothing of what is learned, at a lower bar, and looked at
+        # again while the polish moves the set.
+        f"{learn5('learn5_strict')} {STRICT}",
+        f"{learn5('learn5_cov80')} dasm.coverage=0.8",
+        f"{learn5('learn5_fresh')} {STRICT} dasm.rescore_every=8",
     )
     return config
