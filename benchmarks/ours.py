@@ -56,9 +56,11 @@ def prepare(problem: Problem) -> Prepared:
     """Pixels and a network at random, and the pure halves of an inner step."""
     plan = plan_segments(problem)[0]
     optimizers = dasm.make_optimizers(problem, plan)
-    learner = problem.method.learner(plan.size, plan.inner, context_of(problem))
+    learner = problem.method.learner(
+        plan.size, plan.inner, context_of(problem, plan.segment)
+    )
     step = distill.make_step(
-        problem.method.objective(context_of(problem), problem.loop),
+        problem.method.objective(context_of(problem, plan.segment), problem.loop),
         learner,
         optimizers,
         problem.method.real_batch,
@@ -72,7 +74,6 @@ def prepare(problem: Problem) -> Prepared:
             pool=sampling.make_table(problem.class_indices),
             network_data=sampling.prefix_table(count, count),
             frozen=_no_images(problem, problem.dataset.n_classes),
-            frozen_count=np.int32(0),
             segment=np.int32(1),
             pool_round=np.int32(0),
         )
@@ -198,7 +199,6 @@ def match_once(problem: Problem, n_classes: int) -> Matched:
         problem.method.view(params),
         jnp.asarray(real),
         _no_images(problem, n_classes),
-        jnp.int32(0),
     )
     draws, choices = [], []
     for label in range(n_classes):
@@ -215,8 +215,8 @@ def _randomness(
     """What ``objectives.make_class_objective`` draws for one class from its key."""
     m, factor = problem.settings.matcher.idc, problem.settings.factor
     choice_key, augment_key = jax.random.split(key)
-    formation, _ = choose_images(
-        choice_key, problem.parameterization.tiles(size), size, m.synthetic_batch
+    formation = choose_images(
+        choice_key, problem.parameterization.tiles(size), m.synthetic_batch
     )
     sources, rows, columns = (np.asarray(field) for field in formation)
     first = factor * (factor - 1) // 2  # tiles of smaller factors come before

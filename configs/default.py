@@ -62,8 +62,11 @@ def get_config() -> ConfigDict:
 
     config.dasm = dasm = ConfigDict()
     dasm.segments = 5  # K; 1 is IDC
-    dasm.budget = "flops"  # of a run with K = 1: flops, steps (1/K each), per_segment
-    dasm.taper = 1.0  # a segment's share of the budget over that of the one before it
+    # Of a run with K = 1: flops, steps (1/K each), per_segment; or prefix: the first
+    # segment gets the FLOPs of a run of its size, the others share the rest
+    dasm.budget = "flops"
+    # A segment's share of flops, steps or per_segment over that of the one before it
+    dasm.taper = 1.0
     # window, reverse, random, full, weighted, disjoint, not_yet_learned_easiest; or by
     # networks trained on real images static_filter [rho, 1], static_window [rho, high]
     dasm.pool = "window"

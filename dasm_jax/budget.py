@@ -8,7 +8,7 @@ import jax
 
 from dasm_jax.nets import convolution
 
-BUDGETS = ("flops", "steps", "per_segment")
+BUDGETS = ("flops", "prefix", "steps", "per_segment")
 RATE_RULES = ("idc", "inputs")
 
 
@@ -82,6 +82,22 @@ def steps_of_segment(
         "steps": steps / segments,
         "per_segment": steps,
     }[budget]
+
+
+def flops_of_prefixes(first: float, whole: float, segments: int) -> list[float]:
+    """Matching FLOPs of segments whose first is what a run of its size alone would be.
+
+    The others share the rest equally. With a cost that grows with the images every
+    prefix has about the FLOPs of a run of its size.
+
+    Args:
+      first: of a run with one segment of the first one's size.
+      whole: of a run with one segment of all images.
+      segments: K.
+    """
+    if segments == 1:
+        return [whole]
+    return [first, *[(whole - first) / (segments - 1)] * (segments - 1)]
 
 
 def tapered(segments: int, taper: float) -> list[float]:

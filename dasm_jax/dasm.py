@@ -37,8 +37,7 @@ def segment_data(
     pool_round: int,
     finished: list[np.ndarray],
 ) -> SegmentData:
-    """Device arrays of one segment, in shapes that are the same in every segment."""
-    s = problem.settings
+    """Device arrays of one segment; what it does not see has no place in them."""
     labels = problem.dataset.train.labels
     widest = max(len(indices) for indices in problem.class_indices)
     network_data = [np.arange(len(labels))]
@@ -51,13 +50,9 @@ def segment_data(
             matched, pool.clusters, problem.method.real_batch, widest
         )
     shape = problem.dataset.image_shape
-    room = s.ipc if context_of(problem, plan) is not None else 0
-    frozen = np.zeros((problem.dataset.n_classes, room, *shape), np.float32)
-    count = 0
-    if not plan.covers and room:
-        for pixels in finished:
-            frozen[:, count : count + pixels.shape[1]] = pixels
-            count += pixels.shape[1]
+    frozen = np.zeros((problem.dataset.n_classes, 0, *shape), np.float32)
+    if context_of(problem, plan.segment) is not None and not plan.covers:
+        frozen = np.concatenate(finished, axis=1)
     return mesh.place(
         problem.loop.mesh,
         SegmentData(
@@ -65,7 +60,6 @@ def segment_data(
             pool=table,
             network_data=sampling.make_table(network_data, len(labels)),
             frozen=frozen,
-            frozen_count=np.int32(count),
             segment=np.int32(plan.segment),
             pool_round=np.int32(pool_round),
             clusters=clusters,
@@ -175,7 +169,7 @@ def match_segment(
         active = Active(0, 0, pool, [], Seconds(0.0, pool.seconds, 0.0, 0.0))
     first, pool_round, pool, leaves, seconds = active
     optimizers = make_optimizers(problem, plan)
-    context = context_of(problem, plan)
+    context = context_of(problem, plan.segment)
     learner = problem.method.learner(plan.size, plan.inner, context)
     data = segment_data(problem, plan, pool, pool_round, finished)
     supply = supplier(plan, pool)
@@ -285,7 +279,7 @@ def state_like(problem: Problem, plan: SegmentPlan, data: SegmentData) -> Segmen
     """Structure, shapes and dtypes of the state of a segment, with its data."""
     shape = (problem.dataset.n_classes, plan.size, *problem.dataset.image_shape)
     pixels = jax.ShapeDtypeStruct(shape, np.float32)
-    context = context_of(problem, plan)
+    context = context_of(problem, plan.segment)
     start = partial(
         distill.start_segment,
         data=data,

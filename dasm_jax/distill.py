@@ -109,7 +109,7 @@ def make_step(
 def _of_all_parts(seen: Seen, state: SegmentState, data: SegmentData) -> tuple:
     """What ``Objective.gradients`` takes after the part."""
     given = (seen.key, state.variables, seen.view, seen.real)
-    return (*given, data.frozen, data.frozen_count)
+    return (*given, data.frozen)
 
 
 def match(

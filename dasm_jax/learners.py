@@ -45,7 +45,7 @@ def make_synthetic_images(class_images: ClassImages) -> Source:
     """The synthetic images as they stand (DC, DSA, CAFE)."""
 
     def synthetic_images(data, pixels):
-        return every_image(class_images, pixels, data.frozen, data.frozen_count)
+        return every_image(class_images, pixels, data.frozen)
 
     return synthetic_images
 

@@ -16,8 +16,8 @@ from dasm_jax.types import Array, Batch, Normalization
 class Objective(NamedTuple):
     """Gradients of the pixels, in parts that do not depend on each other.
 
-    ``gradients(part, key, variables, view, real, frozen, frozen_count) -> (distance
-    f32[], gradients)``, pure. ``view`` is what the learner shows of its networks,
+    ``gradients(part, key, variables, view, real, frozen) -> (distance f32[],
+    gradients)``, pure. ``view`` is what the learner shows of its networks,
     ``real`` u8[C, B, H, W, ch] a batch of every class. A part i32[] is a class, and its
     gradients are those of its pixels; or there is a single part for all classes, whose
     gradients are like ``variables``.
@@ -83,44 +83,54 @@ def _augmented(
     return Batch(images, jnp.full(len(images), label), weights)
 
 
-def nested_distance(
-    matcher: Matcher, view: Any, target: Any, groups: list[Batch], nested: float
+def set_distance(
+    matcher: Matcher,
+    view: Any,
+    target: Any,
+    still: list[Batch],
+    moving: list[Batch],
+    nested: float = 0.0,
 ) -> Array:
     """Distance of all groups together, which pulls each by the prefix it ends as well.
 
     The gradient is that of (1 − ν) · D_K + ν · Σ_k N_k/N · D_k, where D_k is the
-    distance of the first k of K groups, those before the k-th stand still, and N_k
-    counts their images: a prefix moves an image as far as the whole does. A matcher's
-    summary is a mean, so those of all prefixes follow from those of the groups.
+    distance of what stands still and the first k of K groups, those before the k-th
+    stand still too, and N_k counts their images: a prefix moves an image as far as the
+    whole does. A matcher's summary is a mean, so those of all prefixes follow from
+    those of the groups.
 
     Args:
       matcher: of a class or of all classes.
       view: of the networks.
       target: of the real images.
-      groups: batches of the segments, in order; weights f32[m], or f32[C, m] alike in
-        all classes, say how many images of the set each stands for.
+      still: batches of finished segments, before the others.
+      moving: those of the active one, or of all segments in order; weights f32[m], or
+        f32[C, m] alike in all classes, say how many images of the set each stands for.
       nested: ν in [0, 1].
 
     Returns:
       D_K, f32[].
     """
-    if len(groups) == 1:
-        return matcher.distance(view, target, groups[0])
-    summaries = [matcher.summary(view, batch) for batch in groups]
-    sizes = [jnp.sum(batch.weights) for batch in groups]
+    batches = [*still, *moving]
+    if len(batches) == 1:
+        return matcher.distance(view, target, batches[0])
+    summaries = [matcher.summary(view, batch) for batch in batches]
+    sizes = [jnp.sum(batch.weights) for batch in batches]
 
-    def distance(count: int, *, still: int) -> Array:
-        parts = [*jax.lax.stop_gradient(summaries[:still]), *summaries[still:count]]
+    def distance(count: int, *, frozen: int) -> Array:
+        parts = [*jax.lax.stop_gradient(summaries[:frozen]), *summaries[frozen:count]]
         total = sum(sizes[:count])
         mean = jax.tree.map(
             lambda *leaves: sum(n / total * x for n, x in zip(sizes, leaves)), *parts
         )
         return matcher.compare(mean, target)
 
-    whole = distance(len(groups), still=0)
+    whole = distance(len(batches), frozen=len(still))
+    if not nested:
+        return whole
     ends = [
-        sum(sizes[:k]) / sum(sizes) * distance(k, still=k - 1)
-        for k in range(1, len(groups) + 1)
+        sum(sizes[:k]) / sum(sizes) * distance(k, frozen=k - 1)
+        for k in range(len(still) + 1, len(batches) + 1)
     ]
     pull = (1 - nested) * whole + nested * sum(ends)
     return pull + jax.lax.stop_gradient(whole - pull)
@@ -137,11 +147,9 @@ def make_class_objective(
     The gradient is taken class by class, so that one class's activations exist at once.
     """
 
-    def distance(pixels, frozen, frozen_count, view, real, label, key):
+    def distance(pixels, frozen, view, real, label, key):
         choice_key, augment_key = jax.random.split(key)
-        shown = groups(
-            pixels, frozen, frozen_count, choice_key, options.synthetic_batch
-        )
+        shown = groups(pixels, frozen, choice_key, options.synthetic_batch)
         size = real.shape[1:3]
         draw = augment.draw_augmentation(augment_key, options.strategy, size)
 
@@ -151,14 +159,15 @@ def make_class_objective(
             )
 
         target = matcher.target(view, prepare(real, jnp.ones(len(real))))
-        batches = [prepare(images, weights) for images, weights in shown]
-        return nested_distance(matcher, view, target, batches, options.nested)
+        still, moving = ([prepare(*group) for group in groups] for groups in shown)
+        # Where some stand still it is a segment, no polish.
+        nested = 0.0 if still else options.nested
+        return set_distance(matcher, view, target, still, moving, nested)
 
-    def gradients(label, key, variables, view, real, frozen, frozen_count):
+    def gradients(label, key, variables, view, real, frozen):
         return jax.value_and_grad(distance)(
             variables.pixels[label],
             frozen[label],
-            frozen_count,
             view,
             real[label],
             label,
@@ -176,15 +185,13 @@ def make_set_objective(
 ) -> Objective:
     """All classes at once, real and synthetic under one augmentation draw."""
 
-    def distance(variables, view, real, frozen, frozen_count, key):
+    def distance(variables, view, real, frozen, key):
         choice_key, augment_key = jax.random.split(key)
         labels = jnp.arange(len(real), dtype=jnp.int32)
 
         def of_class(pixels, frozen, label):
             class_key = jax.random.fold_in(choice_key, label)
-            return groups(
-                pixels, frozen, frozen_count, class_key, options.synthetic_batch
-            )
+            return groups(pixels, frozen, class_key, options.synthetic_batch)
 
         shown = jax.vmap(of_class)(variables.pixels, frozen, labels)
         size = real.shape[2:4]
@@ -198,13 +205,13 @@ def make_set_objective(
             )(images, labels, weights)
 
         target = matcher.target(view, prepare(real, jnp.ones(real.shape[:2])))
-        batches = [prepare(images, weights) for images, weights in shown]
-        return nested_distance(matcher, view, target, batches, options.nested)
+        still, moving = ([prepare(*group) for group in groups] for groups in shown)
+        # Where some stand still it is a segment, no polish.
+        nested = 0.0 if still else options.nested
+        return set_distance(matcher, view, target, still, moving, nested)
 
-    def gradients(part, key, variables, view, real, frozen, frozen_count):
-        return jax.value_and_grad(distance)(
-            variables, view, real, frozen, frozen_count, key
-        )
+    def gradients(part, key, variables, view, real, frozen):
+        return jax.value_and_grad(distance)(variables, view, real, frozen, key)
 
     return Objective(False, gradients)
 
@@ -221,8 +228,8 @@ def make_lesson_objective(
     Every image has an augmentation of its own. ``variables.learned`` is the step size.
     """
 
-    def batches(pixels, frozen, frozen_count, key):
-        data, table = every_image(class_images, pixels, frozen, frozen_count)
+    def batches(pixels, frozen, key):
+        data, table = every_image(class_images, pixels, frozen)
         size = min(options.synthetic_batch, len(data.labels))
         order_key, augment_key = jax.random.split(key)
         sampler, indices = sampling.start_sampler(table), []
@@ -242,13 +249,11 @@ def make_lesson_objective(
             jnp.ones((steps, size)),
         )
 
-    def distance(variables, view, frozen, frozen_count, key):
-        lesson = Lesson(
-            batches(variables.pixels, frozen, frozen_count, key), variables.learned
-        )
+    def distance(variables, view, frozen, key):
+        lesson = Lesson(batches(variables.pixels, frozen, key), variables.learned)
         return matcher.distance(view, matcher.target(view, None), lesson)
 
-    def gradients(part, key, variables, view, real, frozen, frozen_count):
-        return jax.value_and_grad(distance)(variables, view, frozen, frozen_count, key)
+    def gradients(part, key, variables, view, real, frozen):
+        return jax.value_and_grad(distance)(variables, view, frozen, key)
 
     return Objective(False, gradients)

@@ -23,7 +23,8 @@ class Costs(NamedTuple):
     """Matching FLOPs of one inner step."""
 
     whole: float  # on the set as one segment; 0 where no budget is counted in them
-    of_size: dict[int, float]  # on a segment of so many images per class
+    first: float  # on the first segment as a set of its own; the same
+    of_segment: tuple[float, ...]  # on each, with the finished ones where it sees them
     polish: float  # on all segments together; 0 where there is no polish
 
 
@@ -31,10 +32,14 @@ def costs_of(problem: Problem) -> Costs:
     """Count what the steps of a run cost; its length plays no part."""
     s = problem.settings
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
-    counted = s.dasm.budget == "flops"
+    counted = s.dasm.budget in ("flops", "prefix")
     return Costs(
         matching_flops(problem, s.ipc, None) if counted else 0.0,
-        {n: matching_flops(problem, n, context_of(problem)) for n in {*sizes}},
+        matching_flops(problem, sizes[0], None) if counted else 0.0,
+        tuple(
+            matching_flops(problem, size, context_of(problem, k))
+            for k, size in enumerate(sizes, start=1)
+        ),
         matching_flops(problem, s.ipc, sizes) if is_polished(s) else 0.0,
     )
 
@@ -61,23 +66,20 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
     s, m = problem.settings, problem.settings.matcher.active
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
     costs = costs or costs_of(problem)
-    steps = m.loop.niter * inner_steps(problem, s.ipc)
     polish = s.dasm.polish if is_polished(s) else 0.0
     side = max(problem.dataset.image_shape[:2])
     plans, run_flops, owed = [], 0.0, 0.0
-    factors = budget.tapered(len(sizes), s.dasm.taper)
-    for k, (size, factor) in enumerate(zip(sizes, factors), start=1):
+    for k, (size, cost, flops) in enumerate(
+        zip(sizes, costs.of_segment, _flops_of(problem, costs)), start=1
+    ):
         inner = inner_steps(problem, size)
-        share = factor * budget.steps_of_segment(
-            s.dasm.budget, steps, len(sizes), costs.whole, costs.of_size[size]
-        )
-        run_flops += share * costs.of_size[size]
+        run_flops += flops
         # Outer iterations are whole: what one segment gets too little, the next one
         # gets too much.
-        owed += (1 - polish) * share * costs.of_size[size]
-        outer_iterations = max(1, round(owed / (inner * costs.of_size[size])))
-        owed -= outer_iterations * inner * costs.of_size[size]
-        context = None if context_of(problem) is None else sizes[:k]
+        owed += (1 - polish) * flops
+        outer_iterations = max(1, round(owed / (inner * cost)))
+        owed -= outer_iterations * inner * cost
+        context = context_of(problem, k)
         # Beside finished segments the mean loss is over all their images.
         together = sum(context or (size,))
         plans.append(
@@ -90,7 +92,7 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
                 learning_rate=budget.image_rate(
                     m.image.rule, m.image.lr, together, side, m.image.base_size
                 ),
-                flops_per_step=costs.of_size[size],
+                flops_per_step=cost,
             )
         )
     if not polish:
@@ -108,6 +110,24 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
         covers=sizes,
     )
     return [*plans, last]
+
+
+def _flops_of(problem: Problem, costs: Costs) -> list[float]:
+    """Matching FLOPs of every segment, a polish among them."""
+    s, m = problem.settings, problem.settings.matcher.active
+    sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
+    steps = m.loop.niter * inner_steps(problem, s.ipc)
+    if s.dasm.budget == "prefix":
+        first = m.loop.niter * inner_steps(problem, sizes[0]) * costs.first
+        return budget.flops_of_prefixes(first, steps * costs.whole, len(sizes))
+    return [
+        cost
+        * factor
+        * budget.steps_of_segment(s.dasm.budget, steps, len(sizes), costs.whole, cost)
+        for cost, factor in zip(
+            costs.of_segment, budget.tapered(len(sizes), s.dasm.taper)
+        )
+    ]
 
 
 def total_flops(plans: list[SegmentPlan]) -> float:
@@ -140,15 +160,18 @@ def fitting_niter(problem: Problem, flops: float) -> tuple[int, float]:
     return best, total(best)
 
 
-def context_of(problem: Problem, plan: SegmentPlan | None = None) -> Context:
-    """Sizes of all segments where they share the synthetic batch, else None.
+def context_of(problem: Problem, segment: int) -> Context:
+    """Sizes of the segments that share the synthetic batch of this one, else None.
 
-    In a polish they do, whatever the settings say: all are in it, and none is frozen.
+    After the last one comes the polish, where all of them do, whatever the settings
+    say. The first segment is alone.
     """
     s = problem.settings
-    if s.dasm.context == "active" and not (plan and plan.covers):
-        return None
-    return schedule.segment_sizes(s.ipc, s.dasm.segments)
+    sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
+    if segment > len(sizes):
+        return sizes
+    together = s.dasm.context == "cumulative" and segment > 1
+    return sizes[:segment] if together else None
 
 
 def inner_steps(problem: Problem, size: int) -> int:
@@ -216,7 +239,6 @@ def _count_matching(problem: Problem, size: int, context: Context) -> float:
         ),
         problem.method.view(jax.eval_shape(problem.network.init, key)),
         like(jnp.uint8, counted, problem.method.real_batch, *shape),
-        like(jnp.float32, counted, sum(context or ()), *shape),
-        like(jnp.int32),
+        like(jnp.float32, counted, sum(context or (size,)) - size, *shape),
     )
     return flops * n_classes / counted

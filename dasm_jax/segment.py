@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Key
+from jaxtyping import Key
 
 from dasm_jax.parameterization import Formation, Parameterization
 from dasm_jax.sampling import Clusters, IndexTable, SamplerState
@@ -37,18 +37,29 @@ class SegmentData(NamedTuple):
     real: ArrayDataset  # u8[N, H, W, ch], i32[N]
     pool: IndexTable  # per class, what this segment is matched against
     network_data: IndexTable  # one group, what networks are trained on
-    frozen: Array  # f32[C, IPC, H, W, ch] finished segments first, or C × 0 images
-    frozen_count: Array  # i32[] finished images per class
+    frozen: Array  # f32[C, m, H, W, ch] finished segments that share the batch; m ≥ 0
     segment: Array  # i32[], counted from 1
     pool_round: Array  # i32[] how often this segment's pool was made
     clusters: Clusters | None = None  # of the pool, where each gives an image per step
 
 
-# (pixels f32[n, H, W, ch], frozen f32[IPC, H, W, ch], frozen_count i32[], key, most)
-#   -> images f32[m, H, W, ch] of one class, weights f32[m] (0: does not exist yet)
-ClassImages = Callable[..., tuple[Array, Array]]
-# The same arguments -> groups of these, which a matcher summarises apart
-Groups = Callable[..., list[tuple[Array, Array]]]
+# (pixels f32[n, H, W, ch], frozen f32[m, H, W, ch], key, most)
+#   -> images f32[B, H, W, ch] of one class
+ClassImages = Callable[..., Array]
+
+
+class Shown(NamedTuple):
+    """Images of one class that a matcher summarises apart, each with weights f32[B].
+
+    They say how many of the set an image stands for.
+    """
+
+    still: list[tuple[Array, Array]]  # finished segments: at most one group
+    moving: list[tuple[Array, Array]]  # the active segment, or all of a polish
+
+
+# The same arguments -> Shown
+Groups = Callable[..., Shown]
 
 
 def join_formations(formations: list[Formation]) -> Formation:
@@ -62,25 +73,23 @@ def join_formations(formations: list[Formation]) -> Formation:
 
 
 def choose_images(
-    key: Key[jax.Array, ""] | None,
-    formation: Formation,
-    stored: Int[jax.Array, ""] | int,
-    most: int | None,
-) -> tuple[Formation, Float[jax.Array, " m"]]:
+    key: Key[jax.Array, ""] | None, formation: Formation, most: int | None
+) -> Formation:
     """Choose up to ``most`` decoded images of one class before decoding them.
 
-    Only images whose stored image comes before ``stored`` exist; the others get weight
-    zero, so that shapes stay the same while the set grows. With ``most=None`` all are
-    taken and no key is needed.
+    With ``most=None`` all are taken and no key is needed.
     """
-    exists = jnp.asarray(formation.sources) < stored
-    count = exists.size
+    count = len(formation.sources)
     if most is None or count <= most:
-        return formation, exists.astype(jnp.float32)
+        return formation
     assert key is not None
-    draws = jnp.where(exists, jax.random.uniform(key, (count,)), 2.0)
-    chosen = jnp.argsort(draws)[:most]
-    return formation.take(chosen), exists[chosen].astype(jnp.float32)
+    return formation.take(jnp.argsort(jax.random.uniform(key, (count,)))[:most])
+
+
+def _formation_of(
+    parameterization: Parameterization, sizes: tuple[int, ...]
+) -> Formation:
+    return join_formations([parameterization.tiles(n) for n in sizes])
 
 
 def make_class_images(
@@ -91,25 +100,14 @@ def make_class_images(
 
     Args:
       parameterization: stored pixels to images.
-      segment_sizes: images per class of all segments, where finished segments stand
-        beside the active one; ``None`` where they do not.
+      segment_sizes: images per class of the finished segments and the active one, or
+        of all those of a polish; ``None`` where the active one is alone.
     """
 
-    def images(pixels, frozen, frozen_count, key, most):
-        if segment_sizes is None:
-            formation = parameterization.tiles(pixels.shape[0])
-            stored = pixels.shape[0]
-        else:
-            formation = join_formations(
-                [parameterization.tiles(n) for n in segment_sizes]
-            )
-            stored = frozen_count + pixels.shape[0]
-            zero = jnp.zeros_like(frozen_count)
-            pixels = jax.lax.dynamic_update_slice(
-                frozen, pixels, (frozen_count, zero, zero, zero)
-            )
-        formation, weights = choose_images(key, formation, stored, most)
-        return parameterization.decode(pixels, formation), weights
+    def images(pixels, frozen, key, most):
+        formation = _formation_of(parameterization, segment_sizes or (len(pixels),))
+        stored = jnp.concatenate([frozen, pixels]) if len(frozen) else pixels
+        return parameterization.decode(stored, choose_images(key, formation, most))
 
     return images
 
@@ -120,58 +118,75 @@ def make_groups(
     *,
     apart: bool,
 ) -> Groups:
-    """What a matcher is shown of one class: all images together, or by segments.
+    """What a matcher is shown of one class.
+
+    Finished segments are a group of their own: they stand still, so their summary
+    needs no second derivative, about half the work. Where not all images have room
+    the active ones come first, as long as half of it is left to the others.
 
     Args:
       parameterization: stored pixels to images.
       segment_sizes: as of ``make_class_images``.
-      apart: in a polish, where all segments are active, each is a group, of its share
-        of ``most`` images (one at least). Weights say how many images of the segment
-        each stands for.
+      apart: in a polish each segment is a group, of its share of ``most`` images (one
+        at least), instead of all together.
     """
-    together = make_class_images(parameterization, segment_sizes)
 
-    def groups(pixels, frozen, frozen_count, key, most):
-        sizes = segment_sizes or ()
-        if not apart or len(sizes) < 2 or pixels.shape[0] != sum(sizes):
-            return [together(pixels, frozen, frozen_count, key, most)]
+    def chosen(key, formation, most, pixels):
+        taken = choose_images(key, formation, most)
+        images = parameterization.decode(pixels, taken)
+        count = len(taken.sources)
+        return images, jnp.full(count, len(formation.sources) / count, jnp.float32)
+
+    def groups(pixels, frozen, key, most):
+        sizes = segment_sizes or (len(pixels),)
+        if len(frozen):
+            before = _formation_of(parameterization, sizes[:-1])
+            active = parameterization.tiles(sizes[-1])
+            room = max(most - len(before.sources), most // 2, 1)
+            moving = chosen(key, active, room, pixels)
+            rest = max(most - len(moving[1]), 1)
+            still = chosen(jax.random.fold_in(key, 1), before, rest, frozen)
+            return Shown([still], [moving])
+        if not apart or len(sizes) == 1:
+            formation = _formation_of(parameterization, sizes)
+            return Shown([], [chosen(key, formation, most, pixels)])
         formations = [parameterization.tiles(n) for n in sizes]
-        counts = [len(formation.sources) for formation in formations]
-        ends = np.cumsum([0, *counts]) * most // sum(counts)  # no image of most is lost
-        found, first = [], 0
-        for segment, size in enumerate(sizes):
-            share = max(int(ends[segment + 1] - ends[segment]), 1)
-            own_key = jax.random.fold_in(key, segment)
-            formation, weights = choose_images(
-                own_key, formations[segment], size, share
-            )
-            images = parameterization.decode(pixels[first : first + size], formation)
-            found.append((images, weights * (counts[segment] / len(weights))))
-            first += size
-        return found
+        counts = np.cumsum([0, *(len(each.sources) for each in formations)])
+        shares = np.diff(counts * most // counts[-1])  # no image of most is lost
+        firsts = np.cumsum([0, *sizes])
+        return Shown(
+            [],
+            [
+                chosen(
+                    jax.random.fold_in(key, k),
+                    formation,
+                    max(int(shares[k]), 1),
+                    pixels[firsts[k] : firsts[k + 1]],
+                )
+                for k, formation in enumerate(formations)
+            ],
+        )
 
     return groups
 
 
 def every_image(
-    class_images: ClassImages, pixels: Array, frozen: Array, frozen_count: Array
+    class_images: ClassImages, pixels: Array, frozen: Array
 ) -> tuple[ArrayDataset, IndexTable]:
-    """All decoded images of all classes, and a table of those that exist.
+    """All decoded images of all classes, and a table of them.
 
     Args:
       class_images: see ``make_class_images``.
       pixels: f32[C, n, H, W, ch].
-      frozen: f32[C, IPC, H, W, ch].
-      frozen_count: i32[].
+      frozen: f32[C, m, H, W, ch].
     """
-    images, weights = jax.vmap(
-        lambda pixels, frozen: class_images(pixels, frozen, frozen_count, None, None)
-    )(pixels, frozen)
-    n_classes, count = weights.shape
+    images = jax.vmap(lambda pixels, frozen: class_images(pixels, frozen, None, None))(
+        pixels, frozen
+    )
+    n_classes, count = images.shape[:2]
     labels = jnp.repeat(jnp.arange(n_classes, dtype=jnp.int32), count)
-    exists = weights.reshape(-1) > 0
-    order = jnp.argsort(~exists, stable=True).astype(jnp.int32)
-    table = IndexTable(order[None], exists.sum(dtype=jnp.int32)[None])
+    order = jnp.arange(n_classes * count, dtype=jnp.int32)
+    table = IndexTable(order[None], jnp.full(1, n_classes * count, jnp.int32))
     return ArrayDataset(images.reshape(-1, *images.shape[2:]), labels), table
 
 

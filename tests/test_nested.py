@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dasm_jax.matching import Matcher
-from dasm_jax.objectives import nested_distance
+from dasm_jax.objectives import set_distance
 from dasm_jax.parameterization import make_parameterization
-from dasm_jax.plan import plan_segments
+from dasm_jax.plan import matching_flops, plan_segments
 from dasm_jax.segment import Variables, make_groups
 from dasm_jax.types import Batch
 from tests.small import slow_but, small_problem
@@ -36,9 +36,9 @@ def nested_gradients(pixels, sizes, nested):
     )
 
     def distance(pixels):
-        shown = groups(pixels, jnp.zeros_like(pixels), jnp.int32(0), ROOT, 100)
+        shown = groups(pixels, pixels[:0], ROOT, 100).moving
         batches = [Batch(images, None, weights) for images, weights in shown]
-        return nested_distance(MEAN, None, jnp.float32(0.25), batches, nested)
+        return set_distance(MEAN, None, jnp.float32(0.25), [], batches, nested)
 
     return jax.grad(distance)(pixels)
 
@@ -65,7 +65,7 @@ def test_a_nested_polish_pulls_a_segment_by_the_prefix_it_ends():
 def test_groups_stand_for_their_segments_where_some_images_are_chosen():
     groups = make_groups(make_parameterization("single", 1, (4, 4)), (6, 3), apart=True)
     pixels = jnp.arange(9.0)[:, None, None, None] * jnp.ones((9, 4, 4, 1))
-    shown = groups(pixels, jnp.zeros_like(pixels), jnp.int32(0), ROOT, 5)
+    shown = groups(pixels, pixels[:0], ROOT, 5).moving
     assert [len(images) for images, _ in shown] == [3, 2]
     assert [float(weights.sum()) for _, weights in shown] == [6, 3]
     first, second = (set(images[:, 0, 0, 0].tolist()) for images, _ in shown)
@@ -79,9 +79,9 @@ def test_groups_are_the_images_of_the_set(formation):
     sizes = (2, 1, 1)
     tiles = make_parameterization(formation, 2, (8, 8))
     pixels = jax.random.uniform(ROOT, (4, 8, 8, 1))
-    given = (pixels, jnp.zeros_like(pixels), jnp.int32(0), ROOT, 1000)
-    apart = make_groups(tiles, sizes, apart=True)(*given)
-    ((together, weights),) = make_groups(tiles, sizes, apart=False)(*given)
+    given = (pixels, pixels[:0], ROOT, 1000)
+    apart = make_groups(tiles, sizes, apart=True)(*given).moving
+    ((together, weights),) = make_groups(tiles, sizes, apart=False)(*given).moving
     assert len(apart) == 3
     found = jnp.concatenate([images for images, _ in apart])
     np.testing.assert_array_equal(found, together)
@@ -111,8 +111,7 @@ def test_what_comes_later_does_not_pull_a_nested_segment(name):
                 Variables(pixels, ()),
                 params,
                 real,
-                jnp.zeros_like(pixels),
-                jnp.int32(0),
+                pixels[:, :0],
             )
             return grads.pixels
 
@@ -139,3 +138,26 @@ def test_a_nested_polish_costs_what_a_joint_one_does(name):
         for share in (0.0, 1.0)
     )
     assert nested.flops_per_step == pytest.approx(plain.flops_per_step, rel=0.05)
+
+
+def test_images_that_stand_still_leave_half_the_room_to_the_active_ones():
+    """As many finished ones as there is room for; they stand for all of them."""
+    groups = make_groups(make_parameterization("single", 1, (4, 4)), (6, 4), apart=True)
+    pixels = jnp.arange(10.0)[:, None, None, None] * jnp.ones((10, 4, 4, 1))
+    for most, still, moving in ((100, 6, 4), (9, 5, 4), (6, 3, 3), (1, 1, 1)):
+        shown = groups(pixels[6:], pixels[:6], ROOT, most)
+        ((first, of_first),), ((second, of_second),) = shown
+        assert (len(first), len(second)) == (still, moving)
+        assert set(first[:, 0, 0, 0].tolist()) <= set(range(6))
+        assert set(second[:, 0, 0, 0].tolist()) <= set(range(6, 10))
+        np.testing.assert_allclose(of_first.sum(), 6)
+        np.testing.assert_allclose(of_second.sum(), 4)
+
+
+def test_finished_segments_cost_no_second_derivative():
+    """A step on one of two segments costs what it learns, not what it sees."""
+    problem = small_problem(network__depth=1, dasm__budget="flops", ipc=8)
+    alone = matching_flops(problem, 4, None)
+    beside = matching_flops(problem, 4, (4, 4))
+    whole = matching_flops(problem, 8, None)
+    assert alone < beside < alone + 0.65 * (whole - alone)
