@@ -179,6 +179,11 @@ def _check_together(s: Settings) -> None:
             f"the quantile window is reversed: config.dasm.rho={s.dasm.rho} must stay "
             f"below config.dasm.high={s.dasm.high}"
         )
+    if s.dasm.budget == "prefix" and s.dasm.taper != 1:
+        raise UserError(
+            f"config.dasm.taper must be 1 with config.dasm.budget='prefix', which says "
+            f"what every segment gets; got {s.dasm.taper:g}"
+        )
     finite = all(math.isfinite(x) for x in (*s.data.mean, *s.data.std))
     if (
         not finite

@@ -381,9 +381,11 @@ def test_choices_without_a_table_work():
         assert len(make_parameterization(kind, 2, (8, 8)).tiles(1).sources) >= 1
     steps = {
         kind: budget.steps_of_segment(kind, 8, 4, 6.0, 3.0)
-        for kind in accepted("dasm__budget")
+        for kind in accepted("dasm__budget") - {"prefix"}
     }
     assert steps == {"flops": 4, "steps": 2, "per_segment": 8}
+    assert budget.flops_of_prefixes(3.0, 9.0, 4) == [3.0, 2.0, 2.0, 2.0]
+    assert budget.flops_of_prefixes(3.0, 3.0, 1) == [3.0]
     for name in MATCHERS:
         rates = {
             rule: budget.image_rate(rule, 2.0, 5, 16, 8)

@@ -144,6 +144,8 @@ def test_what_would_do_nothing_is_refused():
     refuses("trajectory.data='pool'", "config.dasm.target='class'", **pool)
     again = {"dasm__rescore_every": 2, "dasm__target": "class"}
     refuses("config.dasm.rescore_every must be 0", "target='class'", **again)
+    tapered = {"dasm__budget": "prefix", "dasm__taper": 0.5}
+    refuses("config.dasm.taper must be 1", "budget='prefix'", **tapered)
 
 
 @pytest.mark.parametrize("name", BATCH_MATCHERS)
