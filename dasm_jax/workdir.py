@@ -149,7 +149,20 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     if experiment == "distill" and isinstance(matcher, dict):
         name = matcher.get("name")
         kept["matcher"] = {"name": name, name: matcher.get(name)}
-    return without_additions(kept)
+    return _as_meant(without_additions(kept))
+
+
+def _as_meant(config: dict[str, Any]) -> dict[str, Any]:
+    """A config in which no value reads as it did when it gave other sets.
+
+    For values that few use, where raising ``source.RESULTS`` would refuse all others.
+    """
+    if isinstance(dasm := config.get("dasm"), dict):
+        if dasm.get("context") == "cumulative":
+            dasm["context"] = "cumulative, finished images apart"
+        if dasm.get("rescore_every") and dasm.get("polish"):
+            dasm["rescore_every"] = f"{dasm['rescore_every']}, in a polish too"
+    return config
 
 
 def without_additions(config: Any) -> Any:
