@@ -63,7 +63,8 @@ def get_config() -> ConfigDict:
     config.dasm = dasm = ConfigDict()
     dasm.segments = 5  # K; 1 is IDC
     # Of a run with K = 1: flops, steps (1/K each), per_segment; or prefix: the first
-    # segment gets the FLOPs of a run of its size, the others share the rest
+    # segment gets the FLOPs of a run of its size (at most half of all), the others
+    # share the rest, and there is no polish
     dasm.budget = "flops"
     # A segment's share of flops, steps or per_segment over that of the one before it
     dasm.taper = 1.0

@@ -88,7 +88,8 @@ def flops_of_prefixes(first: float, whole: float, segments: int) -> list[float]:
     """Matching FLOPs of segments whose first is what a run of its size alone would be.
 
     The others share the rest equally. With a cost that grows with the images every
-    prefix has about the FLOPs of a run of its size.
+    prefix has about the FLOPs of a run of its size. Where it hardly grows the first
+    gets half of all, for the others want something too.
 
     Args:
       first: of a run with one segment of the first one's size.
@@ -97,6 +98,7 @@ def flops_of_prefixes(first: float, whole: float, segments: int) -> list[float]:
     """
     if segments == 1:
         return [whole]
+    first = min(first, whole / 2)
     return [first, *[(whole - first) / (segments - 1)] * (segments - 1)]
 
 

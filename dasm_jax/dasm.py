@@ -19,6 +19,7 @@ from dasm_jax.device_memory import Need, estimate
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.image_optimizer import make_decay, make_image_optimizer
 from dasm_jax.memo import Shelf
+from dasm_jax.methods import Context
 from dasm_jax.plan import context_of, plan_segments
 from dasm_jax.pools import MakePool, Pool, make_pool_maker, matched_members
 from dasm_jax.problem import Problem
@@ -68,7 +69,7 @@ def segment_data(
 
 
 class Programs(NamedTuple):
-    """Compiled once for all segments that are planned alike: others are refused."""
+    """Compiled once for all segments of the same shapes, planned alike."""
 
     update: distill.Update
     start_outer: jax.stages.Compiled  # (state, given) -> state
@@ -87,7 +88,8 @@ class Shared(NamedTuple):
     supplier: Supplier
     on_outer: Callable[[Progress], None]
     on_need: Callable[[Need], None]
-    estimated: set[SegmentPlan]  # what plans whose memory was asked for compile to
+    # What plans whose memory was asked for compile to, and beside which segments
+    estimated: set[tuple[SegmentPlan, Context]]
 
 
 def run_dasm(
@@ -204,8 +206,8 @@ def match_segment(
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (state, data, given))
     depends = (*fixed, *jax.tree.leaves(shapes), jax.tree.structure(shapes))
     update, start_outer = PROGRAMS.find(depends, compiled)
-    if alike not in estimated:
-        estimated.add(alike)
+    if (alike, context) not in estimated:
+        estimated.add((alike, context))
         programs = [*update.programs.values(), start_outer]
         if (need := estimate((state, data), programs, loop.mesh)) is not None:
             on_need(need)
@@ -215,7 +217,7 @@ def match_segment(
     )
     now = _as_shown(optimizers, state)
     for outer in range(first, plan.outer_iterations):
-        every = s.dasm.rescore_every
+        every = 0 if _fixed(problem, plan) else s.dasm.rescore_every
         if every and plan.segment > 1 and outer and outer % every == 0:
             pool_round = outer // every
             so_far = polish.every_segment(finished, plan, now.clip(0.0, 1.0))
@@ -251,6 +253,11 @@ def match_segment(
     pixels = now.clip(0.0, 1.0)
     pool = pool._replace(networks=[], clusters=None)  # of no use any more
     return SegmentResult(plan, pixels, learned, pool, seconds, jax.device_get(seen))
+
+
+def _fixed(problem: Problem, plan: SegmentPlan) -> bool:
+    """Whether it is a polish whose pool is all of every class."""
+    return bool(plan.covers) and problem.settings.dasm.polish_target == "class"
 
 
 def _compiled_alike(problem: Problem, plan: SegmentPlan) -> SegmentPlan:

@@ -43,7 +43,8 @@ STEP_FORWARD = optax.stateless(
     )
 )
 
-# Images per class of all segments, where finished ones stand beside the active one.
+# Images per class of the finished segments and the active one, where they stand beside
+# each other, or of all those of a polish.
 Context = tuple[int, ...] | None
 
 

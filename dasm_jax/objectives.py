@@ -66,7 +66,8 @@ class MatchOptions(NamedTuple):
     """Fixed at compile time."""
 
     strategy: tuple[str, ...]  # augmentation
-    synthetic_batch: int  # decoded images per class (lesson: in all), at most
+    # Decoded images per class (lesson: in all), at most; but one of each group at least
+    synthetic_batch: int
     nested: float  # how much a segment is pulled as the end of a prefix, in a polish
 
 

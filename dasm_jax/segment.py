@@ -51,7 +51,7 @@ ClassImages = Callable[..., Array]
 class Shown(NamedTuple):
     """Images of one class that a matcher summarises apart, each with weights f32[B].
 
-    They say how many of the set an image stands for.
+    They say how many of the set an image stands for, where there is another group.
     """
 
     still: list[tuple[Array, Array]]  # finished segments: at most one group
@@ -149,7 +149,8 @@ def make_groups(
             return Shown([still], [moving])
         if not apart or len(sizes) == 1:
             formation = _formation_of(parameterization, sizes)
-            return Shown([], [chosen(key, formation, most, pixels)])
+            images, weights = chosen(key, formation, most, pixels)
+            return Shown([], [(images, jnp.ones_like(weights))])  # beside no other
         formations = [parameterization.tiles(n) for n in sizes]
         counts = np.cumsum([0, *(len(each.sources) for each in formations)])
         shares = np.diff(counts * most // counts[-1])  # no image of most is lost
@@ -193,6 +194,6 @@ def every_image(
 def image_count(
     parameterization: Parameterization, size: int, segment_sizes: tuple[int, ...] | None
 ) -> int:
-    """Decoded images of a class: of ``size`` stored ones, or of all segments."""
+    """Decoded images of a class: of ``size`` stored ones, or of all these segments."""
     sizes = segment_sizes or (size,)
     return sum(len(parameterization.tiles(n).sources) for n in sizes)

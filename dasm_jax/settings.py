@@ -184,6 +184,12 @@ def _check_together(s: Settings) -> None:
             f"config.dasm.taper must be 1 with config.dasm.budget='prefix', which says "
             f"what every segment gets; got {s.dasm.taper:g}"
         )
+    together = isinstance(s.matcher.active, BatchMethodSettings)
+    if s.dasm.budget == "prefix" and together and s.dasm.segments > 1 and s.dasm.polish:
+        raise UserError(
+            "config.dasm.polish must be 0 with config.dasm.budget='prefix': a polish "
+            f"takes its share of what prefixes would have; got {s.dasm.polish:g}"
+        )
     finite = all(math.isfinite(x) for x in (*s.data.mean, *s.data.std))
     if (
         not finite

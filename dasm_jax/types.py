@@ -13,7 +13,7 @@ class Batch(NamedTuple):
 
     images: Array  # f32[B, H, W, C]
     labels: Array  # i32[B]
-    weights: Array  # f32[B], 0 leaves an image out
+    weights: Array  # f32[B], how many images each stands for
 
 
 class ArrayDataset(NamedTuple):

@@ -237,6 +237,22 @@ def test_cumulative_context_matches_the_union():
     assert not np.allclose(cumulative[1].pixels, alone[1].pixels, atol=1e-4)
 
 
+def test_memory_is_asked_for_wherever_a_segment_sees_more(monkeypatch):
+    """Programs of equal segments differ in the finished images beside them."""
+    seen = []
+
+    def need(data, programs, mesh):
+        seen.append(data[1].frozen.shape[1])
+
+    monkeypatch.setattr(dasm, "estimate", need)
+    changes = {"matcher__name": "dm", "dasm__pool": "full", "ipc": 3}
+    run(**changes, dasm__segments=3, dasm__context="cumulative")
+    assert seen == [0, 1, 2]
+    seen.clear()
+    run(**changes, dasm__segments=3)
+    assert seen == [0]
+
+
 @pytest.mark.slow
 def test_cumulative_context_with_more_images_than_the_batch_holds():
     results = run(dasm__context="cumulative", matcher__idc__synthetic_batch=3)

@@ -98,6 +98,7 @@ STOPS = {
         "dasm__polish": 0.8,
         "dasm__polish_rate": 1.0,
         "dasm__polish_target": "pool",
+        "dasm__rescore_every": 2,
         "dasm__polish_nested": 0.5,
         "synthetic__init": "uncovered",
         "matcher__name": "dm",

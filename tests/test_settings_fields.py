@@ -386,6 +386,7 @@ def test_choices_without_a_table_work():
     assert steps == {"flops": 4, "steps": 2, "per_segment": 8}
     assert budget.flops_of_prefixes(3.0, 9.0, 4) == [3.0, 2.0, 2.0, 2.0]
     assert budget.flops_of_prefixes(3.0, 3.0, 1) == [3.0]
+    assert budget.flops_of_prefixes(8.0, 8.0, 3) == [4.0, 2.0, 2.0]
     for name in MATCHERS:
         rates = {
             rule: budget.image_rate(rule, 2.0, 5, 16, 8)

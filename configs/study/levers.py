@@ -101,7 +101,6 @@ def get_config(dataset=""):
         f"learn5_mix: {LEARNABLE} {TOGETHER}",
         f"whole5_uncovered: dasm.pool=full {TOGETHER} {UNCOVERED}",
         f"hard5_uncovered: {HARD} {TOGETHER} {UNCOVERED}",
-        f"learn_seen: {LEARNABLE} {UNCOVERED} {SEEN}",
         f"grow: {LEARNABLE} {UNCOVERED} {SEEN} dasm.budget=prefix",
         f"{learn5('nested5')} dasm.polish_nested=1.0",
         f"{learn5('half5')} dasm.polish_nested=0.5",

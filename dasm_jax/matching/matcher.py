@@ -55,5 +55,5 @@ def mean_cross_entropy(
 def weighted_mean(
     values: Float[Array, "B D"], weights: Float[Array, " B"]
 ) -> Float[Array, " D"]:
-    """Mean over a batch in which some images may not count."""
+    """Mean over a batch whose images may stand for several each."""
     return weights @ values / jnp.sum(weights)
