@@ -113,7 +113,7 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
 
 
 def _flops_of(problem: Problem, costs: Costs) -> list[float]:
-    """Matching FLOPs of every segment, a polish among them."""
+    """Matching FLOPs of every segment, before a polish takes its share."""
     s, m = problem.settings, problem.settings.matcher.active
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
     steps = m.loop.niter * inner_steps(problem, s.ipc)
