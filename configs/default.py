@@ -98,6 +98,7 @@ def get_config() -> ConfigDict:
     # and the matcher is not mtt
     dasm.polish = 0.8
     dasm.polish_rate = 1.0  # of the image rate of the whole set
+    dasm.polish_schedule = "matcher"  # as image.schedule, or constant or cosine
     # How much of the pull on a segment is that of the prefix it ends, as if what comes
     # after it were not there; the rest is that of the whole set
     dasm.polish_nested = 0.0

@@ -21,6 +21,7 @@ class SegmentPlan(NamedTuple):
     inner: int  # steps of each
     network_steps: int  # SGD steps of the networks per inner step
     learning_rate: float  # of the images
+    schedule: str  # of that rate over the outer iterations
     flops_per_step: float  # matching FLOPs of one inner step over all classes
     halvings: int = 0  # of the learning rate, which is what they left
     covers: tuple[int, ...] = ()  # of a polish: sizes of the segments it moves

@@ -187,7 +187,7 @@ def match_segment(
         state = place(start(variables, given, data))
     loop = problem.loop.calling(plan.inner)
     began = time.perf_counter()
-    alike = _compiled_alike(problem, plan)
+    alike = _compiled_alike(plan)
 
     def compiled() -> Programs:
         step = distill.make_step(
@@ -260,10 +260,10 @@ def _fixed(problem: Problem, plan: SegmentPlan) -> bool:
     return bool(plan.covers) and problem.settings.dasm.polish_target == "class"
 
 
-def _compiled_alike(problem: Problem, plan: SegmentPlan) -> SegmentPlan:
+def _compiled_alike(plan: SegmentPlan) -> SegmentPlan:
     """A plan without what its programs do not depend on."""
     alike = plan._replace(segment=0, halvings=0, flops_per_step=0.0)
-    if problem.settings.matcher.active.image.schedule == "constant":
+    if plan.schedule == "constant":
         return alike._replace(outer_iterations=0)
     return alike
 
@@ -307,7 +307,7 @@ def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:
         plan.learning_rate,
         m.image.momentum,
         problem.dataset.n_classes if m.image.class_turns else 1,
-        decay=make_decay(m.image.schedule, plan.outer_iterations, plan.inner),
+        decay=make_decay(plan.schedule, plan.outer_iterations, plan.inner),
         precondition=precondition,
     )
     return distill.Optimizers(image, problem.method.learned_optimizer)

@@ -92,6 +92,7 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
                 learning_rate=budget.image_rate(
                     m.image.rule, m.image.lr, together, side, m.image.base_size
                 ),
+                schedule=m.image.schedule,
                 flops_per_step=cost,
             )
         )
@@ -99,6 +100,7 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
         return plans
     cost, inner = costs.polish, inner_steps(problem, s.ipc)
     rate = budget.image_rate(m.image.rule, m.image.lr, s.ipc, side, m.image.base_size)
+    of_matcher = s.dasm.polish_schedule == "matcher"
     last = SegmentPlan(
         segment=len(sizes) + 1,
         size=s.ipc,
@@ -106,6 +108,7 @@ def plan_segments(problem: Problem, costs: Costs | None = None) -> list[SegmentP
         inner=inner,
         network_steps=network_steps(problem, s.ipc, sizes),
         learning_rate=s.dasm.polish_rate * rate,
+        schedule=m.image.schedule if of_matcher else s.dasm.polish_schedule,
         flops_per_step=cost,
         covers=sizes,
     )

@@ -15,6 +15,7 @@ ADDED = {
     "dasm.polish_target": "class",
     "dasm.ceiling": "fixed",
     "dasm.polish_nested": 0.0,
+    "dasm.polish_schedule": "matcher",
     "dasm.polish_prefixes": 0.0,  # went
 }
 PACKAGE = Path(__file__).parent

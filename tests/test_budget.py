@@ -112,7 +112,7 @@ def test_rate_of_the_images(size, side, base, rate):
 
 
 def test_flops_of_a_plan():
-    plan = SegmentPlan(1, 2, 3, 4, 5, 0.1, 1e6)
+    plan = SegmentPlan(1, 2, 3, 4, 5, 0.1, "constant", 1e6)
     assert plan.flops == 12e6
 
 

@@ -28,10 +28,11 @@ DM = {
 }
 
 
-def literal_polish(problem, segments):
-    """All stored images as one set against every real image, at a quarter of the rate.
+def literal_polish(problem, segments, rates):
+    """All stored images as one set against every real image, at a rate per iteration.
 
     Plain SGD with momentum on what networks see; each step has a network of its own.
+    Half the FLOPs of ten outer iterations are two at twice the cost.
     """
     m, statistics = problem.settings.matcher.dm, problem.statistics
     low, high = (
@@ -51,7 +52,7 @@ def literal_polish(problem, segments):
         )
     )
     distances, step = [], 0
-    for _ in range(2):  # of ten outer iterations: half the FLOPs at twice the cost
+    for rate in rates:
         inputs = jnp.clip(inputs, low, high)
         for _ in range(m.loop.inner):
             params = problem.network.init(key_for(ROOT, Use.NETWORK_INIT, 3, step))
@@ -64,7 +65,7 @@ def literal_polish(problem, segments):
             key = key_for(ROOT, Use.MATCH, 3, step)
             value, grad = matched(inputs, params, real, key)
             velocity = m.image.momentum * velocity + grad
-            inputs = inputs - 0.25 * m.image.lr * velocity
+            inputs = inputs - rate * m.image.lr * velocity
             distances.append(float(value))
             step += 1
     pixels = training.denormalize(inputs.reshape(-1, 8, 8, 1), statistics)
@@ -106,9 +107,19 @@ def test_what_a_polish_is_matched_against(target, of_segments):
         assert {*indices[inside]} <= {*members}
 
 
+@pytest.mark.parametrize(
+    ("of_images", "of_polish", "rates"),
+    [
+        ("constant", "matcher", (0.25, 0.25)),
+        ("constant", "cosine", (0.25, 0.125)),
+        ("cosine", "matcher", (0.25, 0.125)),
+    ],
+)
 @pytest.mark.slow
-def test_a_polish_is_the_matcher_on_the_whole_set():
-    problem = small_problem(**DM)
+def test_a_polish_is_the_matcher_on_the_whole_set(of_images, of_polish, rates):
+    problem = small_problem(
+        **DM, matcher__dm__image__schedule=of_images, dasm__polish_schedule=of_polish
+    )
     *plans, last = plan_segments(problem)
     # Half of eight iterations would be four; all images at once cost more than half.
     problem_plans = [*plans, last._replace(outer_iterations=2)]
@@ -116,7 +127,7 @@ def test_a_polish_is_the_matcher_on_the_whole_set():
     seen = []
     results = run_dasm(problem, problem_plans, on_outer=seen.append)
     ours = [each.distances for each in seen if each.plan.covers]
-    pixels, distances = literal_polish(problem, before)
+    pixels, distances = literal_polish(problem, before, rates)
     np.testing.assert_allclose(np.concatenate(ours).sum(axis=1), distances, rtol=1e-4)
     together = np.concatenate([result.pixels for result in results], axis=1)
     np.testing.assert_allclose(together, pixels, atol=2e-5)

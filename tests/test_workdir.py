@@ -40,7 +40,12 @@ def test_a_workdir_has_one_run_at_a_time(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("polish_target", "pool"), ("ceiling", "chance"), ("polish_nested", 0.5)],
+    [
+        ("polish_target", "pool"),
+        ("ceiling", "chance"),
+        ("polish_nested", 0.5),
+        ("polish_schedule", "cosine"),
+    ],
 )
 def test_a_run_that_is_older_than_a_field_is_ours(tmp_path, field, value):
     settings = from_config(small_config())

@@ -62,6 +62,8 @@ NO_COST = (
     "networks",
     "score_steps",
     "rescore_every",
+    "polish_rate",
+    "polish_schedule",
     "polish_target",
 )
 

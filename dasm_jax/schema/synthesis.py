@@ -3,7 +3,16 @@
 import dataclasses
 from typing import Annotated
 
-from dasm_jax import budget, data, initial, nets, parameterization, schedule, scoring
+from dasm_jax import (
+    budget,
+    data,
+    image_optimizer,
+    initial,
+    nets,
+    parameterization,
+    schedule,
+    scoring,
+)
 from dasm_jax.checks import Count, Rate, Share, one_of, within
 
 
@@ -81,6 +90,7 @@ class DasmSettings:
     context: Annotated[str, one_of(("active", "cumulative"))]
     polish: Share
     polish_rate: Rate
+    polish_schedule: Annotated[str, one_of(("matcher", *image_optimizer.SCHEDULES))]
     polish_nested: Share
     polish_target: Annotated[str, one_of(("class", "pool"))]
 
