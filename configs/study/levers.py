@@ -28,6 +28,8 @@ POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
 # the pools follows the set so far, and no share is chosen.
 REACHED = "dasm.rho=0 dasm.high=1.0 dasm.ceiling=chance dasm.random_share=0"
 HARD = "dasm.rho=0.3 dasm.high=1.0"
+BY_PREFIX = "dasm.budget=prefix"
+ANNEALED = TOGETHER.replace("rate=1.0", "rate=2.0 dasm.polish_schedule=cosine")
 STRICT = "dasm.random_share=0.0"
 
 
@@ -40,6 +42,9 @@ def get_config(dataset=""):
 
     def learn5(name):
         return base.LEARN5.replace("learn5", name, 1)
+
+    def grow(name):
+        return f"{name}: {LEARNABLE} {UNCOVERED} {SEEN} {BY_PREFIX}"
 
     config.study.arms = (
         # IDC takes them too.
@@ -101,9 +106,16 @@ def get_config(dataset=""):
         f"learn5_mix: {LEARNABLE} {TOGETHER}",
         f"whole5_uncovered: dasm.pool=full {TOGETHER} {UNCOVERED}",
         f"hard5_uncovered: {HARD} {TOGETHER} {UNCOVERED}",
-        f"grow: {LEARNABLE} {UNCOVERED} {SEEN} dasm.budget=prefix",
         f"{learn5('nested5')} dasm.polish_nested=1.0",
         f"{learn5('half5')} dasm.polish_nested=0.5",
+        f"{learn5('half5_cosine')} dasm.polish_nested=0.5 {COSINE} {rate(2)}",
+        f"half5_anneal: {LEARNABLE} {ANNEALED} {UNCOVERED} dasm.polish_nested=0.5",
+        # A set that grows: its segments are frozen and see the finished ones; and what
+        # that is worth without seeing them, without the random share, in smaller steps.
+        grow("grow"),
+        f"frozen: {LEARNABLE} {UNCOVERED} {BY_PREFIX}",
+        f"{grow('grow_strict')} {STRICT}",
+        f"{grow('grow10')} dasm.segments=10",
         # With levers that IDC can have, and without moving an image.
         f"{learn5('learn5_clustered')} {CLUSTERED}",
         f"{learn5('learn5_slow')} {rate(0.3)}",
