@@ -62,10 +62,10 @@ def get_config() -> ConfigDict:
 
     config.dasm = dasm = ConfigDict()
     dasm.segments = 5  # K; 1 is IDC
-    # Of a run with K = 1: flops, steps (1/K each), per_segment; or prefix: the first
-    # segment gets the FLOPs of a run of its size (at most half of all), the others
-    # share the rest, and there is no polish
-    dasm.budget = "flops"
+    # prefix: of a run with K = 1 the first segment gets the FLOPs that one of its size
+    # would have (at most half of all), the others share the rest, and there is no
+    # polish; or of that run flops, steps (1/K each) or per_segment
+    dasm.budget = "prefix"
     # A segment's share of flops, steps or per_segment over that of the one before it
     dasm.taper = 1.0
     # window, reverse, random, full, weighted, disjoint, not_yet_learned_easiest; or by
@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
     # to which the networks that judge give at least the probability of a guess;
     # learnable: what networks of the real images give less than that is in no pool
     dasm.ceiling = "learnable"
-    dasm.random_share = 0.2  # eps: random images of the class in every pool
+    dasm.random_share = 0.0  # eps: random images of the class in every pool
     dasm.gamma = 1.0  # pool=weighted draws by score^gamma
     dasm.easiest_share = 0.5  # pool=not_yet_learned_easiest: share of the wrong ones
     dasm.score = "ce"  # ce, el2n, margin, grad_norm, misclassified or forgetting
@@ -93,10 +93,11 @@ def get_config() -> ConfigDict:
     dasm.target = (
         "pool"  # what is matched; class: all of it, the pool is where segments start
     )
-    dasm.context = "active"  # synthetic batch: active segment, or cumulative
+    # Synthetic batch: the active segment, or cumulative, the finished ones beside it
+    dasm.context = "cumulative"
     # Share of the FLOPs for all segments together at the end, where there are several
-    # and the matcher is not mtt
-    dasm.polish = 0.8
+    # and the matcher is not mtt; not with budget=prefix
+    dasm.polish = 0.0
     dasm.polish_rate = 1.0  # of the image rate of the whole set
     dasm.polish_schedule = "matcher"  # as image.schedule, or constant or cosine
     # How much of the pull on a segment is that of the prefix it ends, as if what comes

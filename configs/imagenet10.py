@@ -11,7 +11,7 @@ too: --config.data.source=tfds --config.data.name=imagenette/full-size-v2
 
 Published IDC at IPC 10/20: 72.8 / 76.6 (f = 1: 61.4 / 65.5), about 8 h on one RTX 3090.
 This program: not yet run (meant for a GPU). It differs in three things: it makes five
-segments and polishes them together (dasm.segments=1 is IDC); networks start from
+segments one after another (dasm.segments=1 is IDC); networks start from
 scratch, where IDC trains each for 10 epochs before it is matched on
 (trajectory.bank=10, bank_epochs=10 comes near); and IDC's evaluation augments and
 counts epochs in its own way, where here the recipe is that of the 32 px sets. At IPC

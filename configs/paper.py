@@ -2,9 +2,10 @@ r"""DASM as the paper is read, while the defaults are tuned on evidence.
 
     python main.py --config=configs/paper.py:cifar10 --workdir=runs/cifar10_paper
 
-Any dataset's own config may stand after the colon; the rest of it holds. Segments are
-frozen for good, the low end of their pools rises by a fixed share, and the hardest 5 %
-are left out whatever they are. docs/study.md says what each of that is worth.
+Any dataset's own config may stand after the colon; the rest of it holds. A segment does
+not see the finished ones and gets an equal share of the FLOPs, the low end of its pool
+rises by a fixed share, the hardest 5 % are left out whatever they are, and a fifth is
+drawn at random. docs/study.md says what each of that is worth.
 """
 
 from importlib import import_module
@@ -34,9 +35,10 @@ def get_config(dataset="default"):
 def as_read(config):
     """The config with the paper's segments and pools; all else is left as it is."""
     dasm = config.dasm
+    dasm.budget, dasm.context = "flops", "active"
     dasm.schedule, dasm.rho = "linear", 0.3
-    dasm.high, dasm.ceiling = 0.95, "fixed"
+    dasm.high, dasm.ceiling, dasm.random_share = 0.95, "fixed", 0.2
     dasm.polish, dasm.polish_rate, dasm.polish_target = 0.0, 0.1, "class"
-    dasm.polish_nested = 0.0
+    dasm.polish_schedule, dasm.polish_nested = "matcher", 0.0
     config.synthetic.init = "mix"
     return config

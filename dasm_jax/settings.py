@@ -181,14 +181,15 @@ def _check_together(s: Settings) -> None:
         )
     if s.dasm.budget == "prefix" and s.dasm.taper != 1:
         raise UserError(
-            f"config.dasm.taper must be 1 with config.dasm.budget='prefix', which says "
-            f"what every segment gets; got {s.dasm.taper:g}"
+            f"config.dasm.taper={s.dasm.taper:g} and config.dasm.budget='prefix' both "
+            "say what every segment gets; set taper to 1, or budget to 'flops'"
         )
     together = isinstance(s.matcher.active, BatchMethodSettings)
     if s.dasm.budget == "prefix" and together and s.dasm.segments > 1 and s.dasm.polish:
         raise UserError(
-            "config.dasm.polish must be 0 with config.dasm.budget='prefix': a polish "
-            f"takes its share of what prefixes would have; got {s.dasm.polish:g}"
+            f"config.dasm.polish={s.dasm.polish:g} takes its share of what prefixes "
+            "have with config.dasm.budget='prefix'; set polish to 0, or budget to "
+            "'flops'"
         )
     finite = all(math.isfinite(x) for x in (*s.data.mean, *s.data.std))
     if (

@@ -99,7 +99,7 @@ def test_seqmatch_has_segments_but_no_difficulty():
     cell = next(cell for cell in cells_of(s) if cell.row == "SeqMatch")
     of_default = cell_settings(from_config(default.get_config()), cell)
     assert not is_polished(of_default)
-    assert of_default.synthetic.init == "mix"
+    assert (of_default.synthetic.init, of_default.dasm.budget) == ("mix", "flops")
     of_cell = cell_settings(s, cell)
     assert of_cell.dasm.segments == 2
     assert of_cell.dasm.pool == "full"

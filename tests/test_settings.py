@@ -49,6 +49,7 @@ def test_the_papers_reading_is_there_for_every_dataset():
         assert (dasm.pool, dasm.scored_by) == ("window", "segments")
         assert (dasm.schedule, dasm.rho, dasm.high) == ("linear", 0.3, 0.95)
         assert (dasm.random_share, dasm.networks, dasm.polish) == (0.2, 2, 0.0)
+        assert (dasm.budget, dasm.context, dasm.ceiling) == ("flops", "active", "fixed")
     with pytest.raises(ValueError, match=r"needs a dataset: paper\.py:default, "):
         paper.get_config("cifar")
 

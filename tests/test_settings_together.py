@@ -145,9 +145,9 @@ def test_what_would_do_nothing_is_refused():
     again = {"dasm__rescore_every": 2, "dasm__target": "class"}
     refuses("config.dasm.rescore_every must be 0", "target='class'", **again)
     tapered = {"dasm__budget": "prefix", "dasm__taper": 0.5}
-    refuses("config.dasm.taper must be 1", "budget='prefix'", **tapered)
+    refuses("config.dasm.taper=0.5", "budget to 'flops'", **tapered)
     polished = {"dasm__budget": "prefix", "dasm__polish": 0.5}
-    refuses("config.dasm.polish must be 0", "budget='prefix'", **polished)
+    refuses("config.dasm.polish=", "budget to 'flops'", **polished)
     settings_with(**polished, ipc=1, dasm__segments=1)
 
 

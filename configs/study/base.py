@@ -43,7 +43,14 @@ LEARNABLE = "dasm.schedule=coverage dasm.high=1.0 dasm.ceiling=learnable"
 # Five segments that are little more than where the whole set starts.
 TOGETHER = "dasm.polish=0.8 dasm.polish_rate=1.0 dasm.polish_target=pool"
 UNCOVERED = "synthetic.init=uncovered"
+# Segments that are frozen and see the finished ones, so that a prefix is about the set
+# that would be made for its size; in its pools nothing of what is learned.
+SEEN = "dasm.context=cumulative"
+BY_PREFIX = "dasm.budget=prefix"
+STRICT = "dasm.random_share=0.0"
 # The defaults of configs/default.py; the tables start from the paper's reading.
+GROW_STRICT = f"grow_strict: {LEARNABLE} {UNCOVERED} {SEEN} {BY_PREFIX} {STRICT}"
+# The defaults before that.
 LEARN5 = f"learn5: {LEARNABLE} {TOGETHER} {UNCOVERED}"
 
 # Five segments of the largest set end at no other IPC but on digits; twenty do.

@@ -12,7 +12,8 @@ from configs.study import base
 
 def get_config(dataset=""):
     coresets = ("random", "herding", "k_means")
-    arms = (*coresets, "idc", "full_pool: dasm.pool=full", "dasm", base.LEARN5)
+    sequences = ("full_pool: dasm.pool=full", "dasm", base.LEARN5, base.GROW_STRICT)
+    arms = (*coresets, "idc", *sequences)
     arms = base.with_prefixes(arms, dataset)
     config = base.table("final", dataset, arms, "idc, dasm")
     config.data.validation = 0.0

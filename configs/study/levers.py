@@ -7,12 +7,18 @@ Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
 """
 
 from configs.study import base
-from configs.study.base import LEARNABLE, TOGETHER, UNCOVERED
+from configs.study.base import (
+    BY_PREFIX,
+    LEARNABLE,
+    SEEN,
+    STRICT,
+    TOGETHER,
+    UNCOVERED,
+)
 
 COSINE = "matcher.idc.image.schedule=cosine"
 CLUSTERED = "matcher.idc.batches=kmeans"
 BANK = "matcher.idc.trajectory.bank=10 matcher.idc.trajectory.perturb=0.1"
-SEEN = "dasm.context=cumulative"
 GROWN = "matcher.idc.trajectory.start=segments"
 WHOLE = "dasm.target=class"
 JOINT = "dasm.polish=0.5 dasm.polish_rate=1.0"
@@ -28,9 +34,7 @@ POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
 # the pools follows the set so far, and no share is chosen.
 REACHED = "dasm.rho=0 dasm.high=1.0 dasm.ceiling=chance dasm.random_share=0"
 HARD = "dasm.rho=0.3 dasm.high=1.0"
-BY_PREFIX = "dasm.budget=prefix"
 ANNEALED = TOGETHER.replace("rate=1.0", "rate=2.0 dasm.polish_schedule=cosine")
-STRICT = "dasm.random_share=0.0"
 
 
 def get_config(dataset=""):
@@ -45,6 +49,9 @@ def get_config(dataset=""):
 
     def grow(name):
         return f"{name}: {LEARNABLE} {UNCOVERED} {SEEN} {BY_PREFIX}"
+
+    def strict(name):
+        return base.GROW_STRICT.replace("grow_strict", name, 1)
 
     config.study.arms = (
         # IDC takes them too.
@@ -100,8 +107,8 @@ def get_config(dataset=""):
         f"hard5: {HARD} {TOGETHER}",
         # Judged by networks of the real images throughout.
         f"real_reached5: {REACHED} {TOGETHER} dasm.scored_by=real",
-        # What is not learned yet and can be: the defaults, what each part of them is
-        # worth, without a polish, and with one that pulls segments by prefixes.
+        # What is not learned yet and can be, with segments that are polished together:
+        # what each part is worth, and a polish that pulls segments by prefixes.
         base.LEARN5,
         f"learn5_mix: {LEARNABLE} {TOGETHER}",
         f"whole5_uncovered: dasm.pool=full {TOGETHER} {UNCOVERED}",
@@ -111,11 +118,19 @@ def get_config(dataset=""):
         f"{learn5('half5_cosine')} dasm.polish_nested=0.5 {COSINE} {rate(2)}",
         f"half5_anneal: {LEARNABLE} {ANNEALED} {UNCOVERED} dasm.polish_nested=0.5",
         # A set that grows: its segments are frozen and see the finished ones; and what
-        # that is worth without seeing them, without the random share, in smaller steps.
+        # that is worth without seeing them, and in smaller steps.
         grow("grow"),
         f"frozen: {LEARNABLE} {UNCOVERED} {BY_PREFIX}",
-        f"{grow('grow_strict')} {STRICT}",
         f"{grow('grow10')} dasm.segments=10",
+        # The defaults: the same without a random share. Then with pools that tell
+        # nothing by difficulty, in smaller steps, at other bars, by more networks.
+        base.GROW_STRICT,
+        f"{strict('grow_full')} dasm.pool=full",
+        f"{strict('grow_random')} dasm.pool=random",
+        f"{strict('strict10')} dasm.segments=10",
+        f"{strict('strict_cov80')} dasm.coverage=0.8",
+        f"{strict('strict_cov95')} dasm.coverage=0.95",
+        f"{strict('strict_nets4')} dasm.networks=4",
         # With levers that IDC can have, and without moving an image.
         f"{learn5('learn5_clustered')} {CLUSTERED}",
         f"{learn5('learn5_slow')} {rate(0.3)}",

@@ -53,6 +53,7 @@ SEQMATCH = (
     ("matcher.idc.trajectory.start", "segments"),
     ("dasm.pool", "full"),
     ("dasm.context", "cumulative"),
+    ("dasm.budget", "flops"),
     ("dasm.polish", 0.0),
     ("synthetic.init", "mix"),
 )
