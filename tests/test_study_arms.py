@@ -134,7 +134,7 @@ def test_fitting_a_run_of_nothing_is_one_iteration():
 
 # --- the configs ----------------------------------------------------------------------
 
-TABLES = ("controls", "choices", "levers", "final")
+TABLES = ("controls", "choices", "levers", "prefixes", "final")
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -180,7 +180,7 @@ def test_a_run_has_prefixes_of_every_size_of_its_table(name, dataset):
 
 
 @pytest.mark.parametrize("dataset", base.DATASETS)
-@pytest.mark.parametrize("name", ["levers", "final"])
+@pytest.mark.parametrize("name", ["levers", "prefixes", "final"])
 def test_the_tables_know_the_defaults(name, dataset):
     """They start from the paper's reading, so that defaults are an arm of theirs."""
     module = importlib.import_module(f"configs.study.{name}")
