@@ -2,9 +2,9 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Expect at IPC 2 and 10: DASM 86.2 ± 1.2 and 98.6 ± 0.7, Random 82.3 ± 1.7 and
-94.8 ± 0.8, Full 99.1 ± 0.2 (seed 0, three networks, two cores). Three minutes from a
-cold start on two CPU cores, 2026-11-22.
+Expect at IPC 2 and 10: DASM 90.9 ± 0.4 and 97.8 ± 0.4, Random 82.3 ± 2.0 and
+95.0 ± 0.7, Full 99.1 ± 0.2 (seed 0, three networks, two cores). Two and a half minutes
+from a cold start on two CPU cores, 2026-11-23.
 """
 
 from configs import default
