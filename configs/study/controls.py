@@ -10,7 +10,7 @@ from configs.study import base
 
 
 def get_config(dataset=""):
-    arms = base.with_prefixes(base.CONTROLS, dataset)
+    arms = base.with_prefixes(base.CONTROLS, dataset, "dasm20:")
     config = base.table("controls", dataset, arms, "idc, dasm")
     config.study.prefixes = True
     return config

@@ -12,10 +12,12 @@ from configs.study import base
 
 def get_config(dataset=""):
     coresets = ("random", "herding", "k_means")
-    sequences = ("full_pool: dasm.pool=full", "dasm", base.LEARN5, base.GROW_STRICT)
-    arms = (*coresets, "idc", *sequences)
-    arms = base.with_prefixes(arms, dataset)
-    config = base.table("final", dataset, arms, "idc, dasm")
+    one_segment = ("idc", f"idc_easy: dasm.segments=1 {base.EASY}")
+    as_read = ("full_pool: dasm.pool=full", "dasm")
+    grown = (f"grow_full: {base.GROWING} dasm.pool=full", base.GROW_STRICT)
+    arms = (*coresets, *one_segment, *as_read, base.LEARN5, *grown)
+    arms = base.with_prefixes(arms, dataset, f"grow20: {base.GROWING}")
+    config = base.table("final", dataset, arms, "idc, grow_strict")
     config.data.validation = 0.0
     config.study.prefixes = True
     config.study.seeds = (10, 11, 12, 13, 14)  # none that a choice was made with

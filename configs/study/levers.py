@@ -9,6 +9,8 @@ Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
 from configs.study import base
 from configs.study.base import (
     BY_PREFIX,
+    EASY,
+    GROWING,
     LEARNABLE,
     SEEN,
     STRICT,
@@ -23,10 +25,7 @@ GROWN = "matcher.idc.trajectory.start=segments"
 WHOLE = "dasm.target=class"
 JOINT = "dasm.polish=0.5 dasm.polish_rate=1.0"
 TAPER = "dasm.taper=0.5"
-# Without what is hardest in the eyes of networks trained on the real images: every
-# segment, the first too.
-EASY = "dasm.pool=static_window dasm.rho=0 dasm.high=0.7"
-# The same in the eyes of networks trained on the segments: there are none before the
+# As EASY in the eyes of networks trained on the segments: there are none before the
 # first is finished, so that one is matched against whole classes.
 LEARNED = "dasm.rho=0 dasm.high=0.7 dasm.random_share=0"
 POLISHED = "dasm.segments=2 dasm.polish=0.8 dasm.polish_rate=1.0"
@@ -49,9 +48,6 @@ def get_config(dataset=""):
 
     def grow(name):
         return f"{name}: {LEARNABLE} {UNCOVERED} {SEEN} {BY_PREFIX}"
-
-    def strict(name):
-        return base.GROW_STRICT.replace("grow_strict", name, 1)
 
     config.study.arms = (
         # IDC takes them too.
@@ -125,12 +121,12 @@ def get_config(dataset=""):
         # The defaults: the same without a random share. Then with pools that tell
         # nothing by difficulty, in smaller steps, at other bars, by more networks.
         base.GROW_STRICT,
-        f"{strict('grow_full')} dasm.pool=full",
-        f"{strict('grow_random')} dasm.pool=random",
-        f"{strict('strict10')} dasm.segments=10",
-        f"{strict('strict_cov80')} dasm.coverage=0.8",
-        f"{strict('strict_cov95')} dasm.coverage=0.95",
-        f"{strict('strict_nets4')} dasm.networks=4",
+        f"grow_full: {GROWING} dasm.pool=full",
+        f"grow_random: {GROWING} dasm.pool=random",
+        f"strict10: {GROWING} dasm.segments=10",
+        f"strict_cov80: {GROWING} dasm.coverage=0.8",
+        f"strict_cov95: {GROWING} dasm.coverage=0.95",
+        f"strict_nets4: {GROWING} dasm.networks=4",
         # With levers that IDC can have, and without moving an image.
         f"{learn5('learn5_clustered')} {CLUSTERED}",
         f"{learn5('learn5_slow')} {rate(0.3)}",
