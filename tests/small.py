@@ -73,6 +73,14 @@ def small_config(**changes):
     return config
 
 
+def changes_to_defaults():
+    """What takes ``small_config`` back to the segments and pools of the defaults."""
+    shipped, read = default.get_config(), paper.get_config()
+    dasm = {k: v for k, v in shipped.dasm.items() if v != read.dasm[k]}
+    changes = {f"dasm__{name}": value for name, value in dasm.items()}
+    return changes | {"synthetic__init": shipped.synthetic.init}
+
+
 def slow_but(values, *quick):
     """Parameters of a test of which all but ``quick`` are left to `make test-all`."""
     marks = pytest.mark.slow

@@ -19,7 +19,7 @@ from dasm_jax.recipes import recipe_from
 from dasm_jax.settings import from_config
 from dasm_jax.types import ArrayDataset
 from dasm_jax.workdir import claim_workdir, open_workdir
-from tests.small import slow_but, small_config, small_dataset
+from tests.small import changes_to_defaults, slow_but, small_config, small_dataset
 
 # Sums over a batch are taken in another order: a few float32 roundings (6e-8 of values
 # around 1) per step, of which there are four per segment. Seen are 3e-7; a wrong class,
@@ -63,6 +63,13 @@ made = cache(make_set)
 def test_any_number_of_devices_makes_the_same_set(devices):
     np.testing.assert_allclose(made(devices), made(1), atol=ROUNDING, rtol=0)
     np.testing.assert_array_equal(make_set(devices), made(devices))
+
+
+def test_two_devices_make_the_set_of_the_defaults():
+    growing = {**changes_to_defaults(), "matcher__idc__loop__niter": 4}
+    ours, alone = made(2, **growing), made(1, **growing)
+    np.testing.assert_allclose(ours, alone, atol=ROUNDING, rtol=0)
+    assert np.abs(alone - made(1)).max() > 100 * ROUNDING
 
 
 def test_the_pixels_have_moved():

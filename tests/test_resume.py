@@ -17,7 +17,13 @@ from dasm_jax.experiments import common, keeper, kept, sets
 from dasm_jax.plan import plan_segments
 from dasm_jax.settings import from_config
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
-from tests.small import slow_but, small_config, small_dataset, small_problem
+from tests.small import (
+    changes_to_defaults,
+    slow_but,
+    small_config,
+    small_dataset,
+    small_problem,
+)
 from tests.stopped import (  # noqa: F401  (fixtures)
     COMPILED,
     FEWER,
@@ -70,6 +76,12 @@ STOPS = {
         "matcher__idc__trajectory__data": "pool",
     },
     "cumulative": {"dasm__context": "cumulative"},
+    "defaults": {
+        **changes_to_defaults(),
+        "ipc": 3,
+        "dasm__segments": 3,
+        "matcher__idc__loop__niter": 8,
+    },
     "dsa": {"matcher__name": "dsa"},
     "real": {
         "matcher__name": "dm",
@@ -113,7 +125,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(STOPS, "cosine", "nested"))
+@pytest.mark.parametrize("name", slow_but(STOPS, "cosine", "nested", "defaults"))
 def test_every_outer_iteration_is_a_place_to_stop(name, tmp_path):
     changes = STOPS[name]
     problem = small_problem(**{"network__depth": 1, **changes})
