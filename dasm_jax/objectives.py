@@ -160,7 +160,7 @@ def make_class_objective(
             )
 
         target = matcher.target(view, prepare(real, jnp.ones(len(real))))
-        still, moving = ([prepare(*group) for group in groups] for groups in shown)
+        still, moving = ([prepare(*group) for group in part] for part in shown)
         # Where some stand still it is a segment, no polish.
         nested = 0.0 if still else options.nested
         return set_distance(matcher, view, target, still, moving, nested)
@@ -206,7 +206,7 @@ def make_set_objective(
             )(images, labels, weights)
 
         target = matcher.target(view, prepare(real, jnp.ones(real.shape[:2])))
-        still, moving = ([prepare(*group) for group in groups] for groups in shown)
+        still, moving = ([prepare(*group) for group in part] for part in shown)
         # Where some stand still it is a segment, no polish.
         nested = 0.0 if still else options.nested
         return set_distance(matcher, view, target, still, moving, nested)

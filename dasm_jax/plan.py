@@ -23,7 +23,6 @@ class Costs(NamedTuple):
     """Matching FLOPs of one inner step."""
 
     whole: float  # on the set as one segment; 0 where no budget is counted in them
-    first: float  # on the first segment as a set of its own; the same
     of_segment: tuple[float, ...]  # on each, with the finished ones where it sees them
     polish: float  # on all segments together; 0 where there is no polish
 
@@ -35,7 +34,6 @@ def costs_of(problem: Problem) -> Costs:
     counted = s.dasm.budget in ("flops", "prefix")
     return Costs(
         matching_flops(problem, s.ipc, None) if counted else 0.0,
-        matching_flops(problem, sizes[0], None) if counted else 0.0,
         tuple(
             matching_flops(problem, size, context_of(problem, k))
             for k, size in enumerate(sizes, start=1)
@@ -121,7 +119,7 @@ def _flops_of(problem: Problem, costs: Costs) -> list[float]:
     sizes = schedule.segment_sizes(s.ipc, s.dasm.segments)
     steps = m.loop.niter * inner_steps(problem, s.ipc)
     if s.dasm.budget == "prefix":
-        first = m.loop.niter * inner_steps(problem, sizes[0]) * costs.first
+        first = m.loop.niter * inner_steps(problem, sizes[0]) * costs.of_segment[0]
         return budget.flops_of_prefixes(first, steps * costs.whole, len(sizes))
     return [
         cost

@@ -164,28 +164,32 @@ def _check_together(s: Settings) -> None:
             "config.checkpoint.resume='must' is for config.experiment='distill'; "
             f"{s.experiment!r} makes what is missing with 'auto'"
         )
-    if s.ipc < s.dasm.segments and s.experiment != "recover" and not evaluating:
+    # Tables have sizes of their own, and no more segments than images in any of them.
+    if s.ipc < s.dasm.segments and s.experiment == "distill":
         raise UserError(
             f"config.ipc={s.ipc} is smaller than config.dasm.segments="
-            f"{s.dasm.segments}: a segment needs at least one image per class"
+            f"{s.dasm.segments}: a segment needs at least one image per class; lower "
+            "segments, to 1 for the matcher alone"
         )
     if s.data.source == "tfds" and s.data.train_split == s.data.test_split:
         raise UserError(
             f"config.data.test_split={s.data.test_split!r} is the train split too; "
             "test on images that the synthesis has not seen"
         )
-    if s.dasm.rho >= s.dasm.high:
+    by_share = s.dasm.schedule != "coverage" or s.dasm.pool.startswith("static")
+    if by_share and s.dasm.rho >= s.dasm.high:
         raise UserError(
             f"the quantile window is reversed: config.dasm.rho={s.dasm.rho} must stay "
             f"below config.dasm.high={s.dasm.high}"
         )
-    if s.dasm.budget == "prefix" and s.dasm.taper != 1:
+    by_prefix = s.dasm.budget == "prefix" and s.dasm.segments > 1
+    if by_prefix and s.dasm.taper != 1:
         raise UserError(
             f"config.dasm.taper={s.dasm.taper:g} and config.dasm.budget='prefix' both "
             "say what every segment gets; set taper to 1, or budget to 'flops'"
         )
     together = isinstance(s.matcher.active, BatchMethodSettings)
-    if s.dasm.budget == "prefix" and together and s.dasm.segments > 1 and s.dasm.polish:
+    if by_prefix and together and s.dasm.polish:
         raise UserError(
             f"config.dasm.polish={s.dasm.polish:g} takes its share of what prefixes "
             "have with config.dasm.budget='prefix'; set polish to 0, or budget to "

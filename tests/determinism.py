@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
-    "--config=configs/paper.py:digits",
+    "--config=configs/digits.py",
     "--config.ipc=4",
     "--config.dasm.segments=2",
     "--config.matcher.idc.loop.niter=4",

@@ -129,9 +129,18 @@ def test_all_cells_are_evaluated_alike():
 
 def test_a_table_that_does_not_hold_together_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "ProcessPoolExecutor", None)  # calling it would fail
-    with pytest.raises(UserError, match=r"config\.ipc=1 is smaller"):
-        run.run(settings_with(compare__ipcs=(4, 1)), str(tmp_path))
+    # SeqMatch takes networks from the segments, and cannot take them from a bank.
+    with pytest.raises(UserError, match=r"trajectory\.bank=2"):
+        run.run(settings_with(matcher__idc__trajectory__bank=2), str(tmp_path))
     assert not (tmp_path / "config.json").exists()
+
+
+def test_no_cell_has_more_segments_than_images():
+    s = settings_with(compare__ipcs=(1, 3, 8), dasm__segments=5)
+    for cell in cells_of(s):
+        alone = cell.column == "one segment" and cell.row != "SRe2L"  # which has none
+        expected = 1 if alone else min(5, cell.ipc)
+        assert cell_settings(s, cell).dasm.segments == expected
 
 
 # --- one cell -------------------------------------------------------------------------

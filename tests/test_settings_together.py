@@ -17,9 +17,14 @@ from tests.settings_cases import (
 
 
 def test_fields_that_must_agree():
-    refuses("config.ipc=4", "segments=5", ipc=4, dasm__segments=5)
+    refuses("config.ipc=4", "segments=5", "lower", ipc=4, dasm__segments=5)
+    for experiment in ("coreset", "compare", "curve", "study"):
+        settings_with(ipc=4, dasm__segments=5, experiment=experiment)
     for rho in (0.95, 0.97):  # an empty window is no window
         refuses("reversed", "config.dasm.high=0.95", dasm__rho=rho)
+        static = {"dasm__schedule": "coverage", "dasm__pool": "static_window"}
+        refuses("reversed", dasm__rho=rho, **static)
+        settings_with(dasm__rho=rho, dasm__schedule="coverage")  # which looks at none
     for mean, std in [
         ((0.5,), ()),
         ((0.5,), (0.0,)),
@@ -146,6 +151,7 @@ def test_what_would_do_nothing_is_refused():
     refuses("config.dasm.rescore_every must be 0", "target='class'", **again)
     tapered = {"dasm__budget": "prefix", "dasm__taper": 0.5}
     refuses("config.dasm.taper=0.5", "budget to 'flops'", **tapered)
+    settings_with(**tapered, ipc=1, dasm__segments=1)
     polished = {"dasm__budget": "prefix", "dasm__polish": 0.5}
     refuses("config.dasm.polish=", "budget to 'flops'", **polished)
     settings_with(**polished, ipc=1, dasm__segments=1)

@@ -88,6 +88,10 @@ def cell_settings(settings: Settings, cell: Cell) -> Settings:
     Raises:
       UserError: the cell does not hold together.
     """
+    own = dict(cell.changes)
+    segments = own.get("dasm.segments", settings.dasm.segments)
+    # No more segments than images, as in all other tables.
+    own["dasm.segments"] = min(segments, cell.ipc)
     return changed(
         settings,
         {
@@ -100,7 +104,7 @@ def cell_settings(settings: Settings, cell: Cell) -> Settings:
             "evaluate.prefixes": False,
             "evaluate.baselines": False,
             "measure.networks": 0,
-            **dict(cell.changes),
+            **own,
         },
     )
 
