@@ -22,9 +22,6 @@ DATASETS = {
     "fashion_mnist": (fashion_mnist, (10, 50, 100, 200)),
     "cifar10": (cifar10, (10, 50, 100, 200)),
 }
-# Depth and width where they are not the dataset's own. A third pooling leaves one pixel
-# of 14, and 16 numbers to tell ten classes by.
-NETWORKS = {"fashion_mnist_small": (2, 32)}
 # Each beside Full.
 CONTROLS = (
     "idc",  # one segment
@@ -80,8 +77,6 @@ def table(name, dataset, arms, baseline):
         raise ValueError(f"a table of the study needs a dataset: {known}")
     module, ipcs = DATASETS[dataset]
     config = paper.as_read(module.get_config())
-    if dataset in NETWORKS:
-        config.network.depth, config.network.width = NETWORKS[dataset]
     config.experiment = "study"
     config.data.validation = 0.2
     config.measure.networks = 0  # what a set is like is another question
