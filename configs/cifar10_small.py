@@ -2,7 +2,9 @@
 
     python main.py --config=configs/cifar10_small.py --workdir=runs/cifar_small
 
-The second dataset of docs/study.md that two cores can carry.
+Expect at IPC 50 45.5 ± 0.4, with --config.dasm.segments=1 (IDC) 43.6 ± 0.7, Random
+40.5, Full 54.6 (test split, five seeds, commit 975def9, docs/study.md). Making the set
+takes seven and a half minutes of one CPU core, five for IDC.
 """
 
 from configs import default
