@@ -4,7 +4,7 @@
 
 Expect at IPC 50 83.8 ± 0.2, with --config.dasm.segments=1 (IDC) 83.2 ± 0.4, Random
 80.7, Full 85.0 (test split, five seeds, commit 975def9, docs/study.md). Making the set
-takes six and a half minutes of one CPU core, four for IDC. Until 975def9 this file had
+takes six and a half minutes of one CPU core, four for IDC. Before 62a3ac7 this file had
 a ConvNet-3 of width 16, of which docs/results.md speaks: network.depth=3 and width=16.
 """
 
