@@ -59,6 +59,19 @@ def test_table_and_paths(finished):
         assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" in text
 
 
+def test_a_prefix_has_the_flops_of_its_segments(finished):
+    workdir, text = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    found = [row.get("matching_flops") for row in summary["table"]]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [each for each in map(json.loads, lines) if each["kind"] == "segment"]
+    first, second = (each["matching_flops"] for each in records)
+    assert found == [first, None, first + second, None, None]
+    assert summary["matching_flops"] == first + second
+    shown = [line.split()[-1] for line in text.splitlines()[2:6]]
+    assert shown[:3] == ["FLOPs", f"{first:.3g}", f"{first + second:.3g}"]
+
+
 def test_synthetic_file_is_complete_and_holds_no_pickle(finished):
     workdir, _ = finished
     with np.load(workdir / "synthetic.npz", allow_pickle=False) as file:

@@ -26,6 +26,7 @@ from dasm_jax.types import Dataset
 from dasm_jax.workdir import REPORT, PhaseClock, claim_workdir, manifest
 
 SUMMARY = "summary.json"
+FLOPS = "FLOPs"
 FINISHED = "finished before; --config.checkpoint.resume=never runs it anew"
 
 
@@ -201,7 +202,11 @@ def percent(mean: float, std: float | None) -> str:
 
 
 def render_table(summary: dict[str, Any]) -> list[str]:
-    """Lines of a table: a row per IPC, a column per kind of set."""
+    """Lines of a table: a row per IPC, a column per kind of set.
+
+    Where rows have them the last column is the matching FLOPs that a set took, of a
+    prefix those of its segments.
+    """
     lines = [
         f"{summary['dataset']}: {summary.get('split', 'test')} accuracy in %, mean ± "
         f"std of {summary['evaluation_networks']} networks, "
@@ -212,7 +217,10 @@ def render_table(summary: dict[str, Any]) -> list[str]:
     for row in summary["table"]:
         cells = by_ipc.setdefault(row["ipc"], {})
         cells[row["set"]] = percent(row["mean"], row["std"])
+        if "matching_flops" in row:
+            cells[FLOPS] = f"{row['matching_flops']:.3g}"
     names = list(dict.fromkeys(row["set"] for row in summary["table"]))
+    names += [FLOPS] * any(FLOPS in cells for cells in by_ipc.values())
     lines.append("  ipc  " + "".join(f"{name:>14}" for name in names))
     for ipc, cells in by_ipc.items():
         label = "all" if "Full" in cells else str(ipc)

@@ -263,7 +263,8 @@ def _evaluate(
         ipc = sum(sizes[:k])
         segments = [result.pixels for result in results[:k]]
         decoded = partial(decode_segments, problem, segments, total)
-        add(method_label(s), ipc, decoded, segments)
+        flops = sum(result.plan.flops for result in results[:k])
+        add(method_label(s), ipc, decoded, segments, matching_flops=flops)
         if s.evaluate.baselines:
             add("Random", ipc, partial(evaluate.random_set, problem, ipc, total))
     if s.evaluate.baselines:
@@ -318,7 +319,8 @@ def _report(summary: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        "± is over networks; Random is one draw, nested in the larger ones",
+        "± is over networks; Random is one draw, nested in the larger ones; FLOPs are",
+        "those of matching all segments up to there",
         f"budget {summary['budget']}: {summary['matching_flops']:.3g} matching FLOPs "
         f"in {summary['seconds_matching']:.0f} s, scoring "
         f"{summary['seconds_scoring']:.0f} s,",
