@@ -209,6 +209,20 @@ def test_tables_come_from_the_rows_alone(finished, tmp_path, monkeypatch):
         assert (tmp_path / "again" / name).read_bytes() == (workdir / name).read_bytes()
 
 
+def test_one_size_has_no_lines_to_draw(finished, tmp_path):
+    workdir, _ = finished
+    lines = (workdir / "cells.csv").read_text().splitlines(keepends=True)
+    fourth = [line for line in lines[1:] if ",2,2," not in line and ",2,4," not in line]
+    rows = tmp_path / "cells.csv"
+    rows.write_text("".join([lines[0], *fourth]))
+    document = tmp_path / "study.md"
+    given = {"study__rows": str(rows), "study__document": str(document)}
+    start(tmp_path / "again", **given)
+    assert not (tmp_path / "again" / "accuracy.png").exists()
+    assert "accuracy.png" not in document.read_text()
+    assert (tmp_path / "again" / "differences.png").exists()
+
+
 def test_a_document_gets_section_figures_and_rows(finished, tmp_path):
     workdir, _ = finished
     document = tmp_path / "study.md"

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from dasm_jax.errors import UserError
-from dasm_jax.experiments.study_rows import Row, from_csv, read, to_csv
+from dasm_jax.experiments.study_rows import (
+    Row,
+    changes_of,
+    from_csv,
+    read,
+    to_csv,
+)
 from dasm_jax.experiments.study_table import (
     entries_of,
     panels_of,
@@ -33,6 +39,21 @@ def test_rows_survive_the_file():
         row(seed=1, network=0, accuracy=0.0, failure='it "failed", so'),
     ]
     assert from_csv(to_csv(rows), "x") == rows
+
+
+def test_an_arm_is_told_by_the_one_it_adds_to():
+    given = {
+        "two": "dasm.rho=0.1 dasm.high=0.9",
+        "three": "dasm.rho=0.1 dasm.high=0.9 dasm.gamma=2",
+        "four": "dasm.gamma=2 dasm.rho=0.1 dasm.high=0.9 ipc=3",
+        "five": "dasm.rho=0.1 dasm.high=0.9 dasm.gamma=2 ipc=3 seed=1",
+        "other": "dasm.rho=0.2 dasm.high=0.9 dasm.gamma=2 ipc=3",
+    }
+    rows = [row(name, changes=changes) for name, changes in given.items()]
+    assert changes_of([*rows, row("none")]) == given | {
+        "four": "three with ipc=3",  # two changes are as short as a name
+        "five": "four with seed=1",
+    }
 
 
 @pytest.mark.parametrize(

@@ -236,15 +236,13 @@ def _publish(settings: Settings, workdir: Path, document: Path, rows: list[Row])
     dataset = rows[0].setup.split(";")[0]
     title = f"{c.name}, {dataset}"
     markdown = study_table.render_markdown(rows, c.baselines)
-    curves = plots.accuracy_curves(*study_table.curves_of(rows), title=title)
     panels = study_table.panels_of(rows, first)
     forest = plots.intervals(panels, f"points against {first}", title=title)
-    files = {
-        "cells.csv": to_csv(rows),
-        "table.md": markdown.encode(),
-        "accuracy.png": plots.to_png(curves),
-        "differences.png": plots.to_png(forest),
-    }
+    files = {"cells.csv": to_csv(rows), "table.md": markdown.encode()}
+    if len({row.ipc for row in rows if row.arm != FULL}) > 1:  # or there are no lines
+        curves = plots.accuracy_curves(*study_table.curves_of(rows), title=title)
+        files["accuracy.png"] = plots.to_png(curves)
+    files["differences.png"] = plots.to_png(forest)
     write_all(workdir, files)
     write_json(workdir / "summary.json", study_table.summary_of(rows, c.baselines))
     paths = written(workdir, *files)

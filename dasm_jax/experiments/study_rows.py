@@ -125,6 +125,25 @@ def read(paths: list[Path]) -> list[Row]:
     return [r for r in rows.values() if not r.failure or (*r.place, r.seed) not in made]
 
 
+def changes_of(rows: Iterable[Row]) -> dict[str, str]:
+    """What every arm changes; by the name of another arm where it changes more.
+
+    That is the one with most of the same changes, if there are three or more of them.
+    """
+    changes = {row.arm: row.changes.split() for row in rows if row.changes}
+    said = {}
+    for arm, own in changes.items():
+        within = {
+            other: each
+            for other, each in changes.items()
+            if len(each) >= 3 and set(each) < set(own)
+        }
+        base = max(within, key=lambda other: len(within[other]), default=None)
+        more = [each for each in own if base is None or each not in within[base]]
+        said[arm] = " ".join(more if base is None else [f"{base} with", *more])
+    return said
+
+
 def from_csv(content: bytes, name: str) -> list[Row]:
     """What ``to_csv`` wrote.
 

@@ -11,7 +11,7 @@ from dasm_jax.bootstrap import Difference, paired_difference
 from dasm_jax.experiments.cells import FULL
 from dasm_jax.experiments.common import percent
 from dasm_jax.experiments.document import as_text
-from dasm_jax.experiments.study_rows import Row
+from dasm_jax.experiments.study_rows import Row, changes_of
 
 NOT_SEEN = "no difference seen"
 
@@ -258,8 +258,7 @@ def render_markdown(rows: list[Row], baselines: tuple[str, ...]) -> str:
             cells = (as_text(entry.label), accuracy, *texts, ratio, seconds)
             lines.append("| " + " | ".join(cells) + " |")
     notes = _notes(rows)
-    changes = {row.arm: row.changes for row in rows if row.changes}
-    notes += [f"{arm}: {text}" for arm, text in changes.items()]
+    notes += [f"{arm}: {text}" for arm, text in changes_of(rows).items()]
     lines += [""] * bool(notes)
     for note in notes:
         lines += textwrap.wrap(f"- {as_text(note)}", 80, subsequent_indent="  ")
