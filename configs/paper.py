@@ -16,6 +16,7 @@ DATASETS = (
     "mnist",
     "fashion_mnist",
     "fashion_mnist_small",
+    "fashion_mnist_narrow",
     "svhn",
     "cifar10",
     "cifar10_small",

@@ -140,7 +140,14 @@ TABLES = ("controls", "choices", "levers", "prefixes", "final")
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize(
     "dataset",
-    ["digits", "fashion_mnist_small", "cifar10_small", "fashion_mnist", "cifar10"],
+    [
+        "digits",
+        "fashion_mnist_small",
+        "fashion_mnist_narrow",
+        "cifar10_small",
+        "fashion_mnist",
+        "cifar10",
+    ],
 )
 def test_every_table_is_valid_on_every_dataset(name, dataset):
     module = importlib.import_module(f"configs.study.{name}")
@@ -152,6 +159,7 @@ def test_every_table_is_valid_on_every_dataset(name, dataset):
     assert s.evaluate.networks >= 3
     small = {
         "cifar10_small": (3, 16),
+        "fashion_mnist_narrow": (3, 16),
         "fashion_mnist_small": (2, 32),
         "digits": (2, 32),
     }

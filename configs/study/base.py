@@ -11,6 +11,7 @@ from configs import (
     cifar10_small,
     digits,
     fashion_mnist,
+    fashion_mnist_narrow,
     fashion_mnist_small,
     paper,
 )
@@ -18,6 +19,7 @@ from configs import (
 DATASETS = {
     "digits": (digits, (10, 50)),  # about 115 images per class are left to select from
     "fashion_mnist_small": (fashion_mnist_small, (10, 50, 100, 200)),
+    "fashion_mnist_narrow": (fashion_mnist_narrow, (10, 50, 100, 200)),
     "cifar10_small": (cifar10_small, (10, 50, 100, 200)),
     "fashion_mnist": (fashion_mnist, (10, 50, 100, 200)),
     "cifar10": (cifar10, (10, 50, 100, 200)),

@@ -3,7 +3,8 @@ r"""Every open choice of the method on its own, against the defaults.
     python main.py --config=configs/study/choices.py:digits \
         --workdir=runs/choices_digits
 
-Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
+Datasets: digits, fashion_mnist_small, fashion_mnist_narrow, cifar10_small,
+fashion_mnist, cifar10.
 """
 
 from configs.study import base

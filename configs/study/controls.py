@@ -3,7 +3,8 @@ r"""The controls without which no result counts, against IDC and DASM.
     python main.py --config=configs/study/controls.py:digits \
         --workdir=runs/controls_digits
 
-Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
+Datasets: digits, fashion_mnist_small, fashion_mnist_narrow, cifar10_small,
+fashion_mnist, cifar10.
 """
 
 from configs.study import base

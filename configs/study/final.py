@@ -3,8 +3,8 @@ r"""The last table, on the test split, of the arms that the others have chosen.
     python main.py --config=configs/study/final.py:digits \
         --workdir=runs/final_digits
 
-Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10. Run it
-once.
+Datasets: digits, fashion_mnist_small, fashion_mnist_narrow, cifar10_small,
+fashion_mnist, cifar10. Run it once.
 """
 
 from configs.study import base

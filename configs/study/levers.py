@@ -3,7 +3,8 @@ r"""What might carry DASM past IDC, beside IDC with it where it can have it.
     python main.py --config=configs/study/levers.py:digits \
         --workdir=runs/levers_digits
 
-Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
+Datasets: digits, fashion_mnist_small, fashion_mnist_narrow, cifar10_small,
+fashion_mnist, cifar10.
 """
 
 from configs.study import base

@@ -3,7 +3,8 @@ r"""What a growing set is worth before it is whole, beside runs made for those s
     python main.py --config=configs/study/prefixes.py:digits \
         --workdir=runs/prefixes_digits
 
-Datasets: digits, fashion_mnist_small, cifar10_small, fashion_mnist, cifar10.
+Datasets: digits, fashion_mnist_small, fashion_mnist_narrow, cifar10_small,
+fashion_mnist, cifar10.
 """
 
 from configs.study import base
