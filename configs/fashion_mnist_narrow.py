@@ -1,6 +1,6 @@
-"""Fashion-MNIST at full size, ConvNet-3 of width 16, IPC 50: half an hour on two cores.
+"""Fashion-MNIST at full size, ConvNet-3 of width 16, IPC 50: half an hour of a core.
 
-    python main.py --config=configs/fashion_mnist_narrow.py --workdir=runs/fashion_narrow
+    python main.py --config=configs/fashion_mnist_narrow.py --workdir=runs/narrow
 
 The network is an eighth as wide as the published one, and runs are as short as those of
 fashion_mnist_small, so that a CPU can hold a study of full-size images.

@@ -49,9 +49,10 @@ def make_clusterer(problem: Problem, root: jax.Array) -> Clusterer:
         found = []
         for label, own in enumerate(members):
             if embedded is None:
-                rows = training.to_unit(jnp.asarray(train[own])).reshape(len(own), -1)
+                rows = np.asarray(training.to_unit(jnp.asarray(train[own])))
+                rows = rows.reshape(len(own), -1)
             else:
-                rows = jnp.asarray(embedded[own])
+                rows = embedded[own]
             key = key_for(root, Use.REAL_CLUSTERS, segment, pool_round, label)
             evidence = selection.evidence_of(key, rows, widest)
             found.append(np.asarray(assign(evidence))[: len(own)].astype(np.int32))

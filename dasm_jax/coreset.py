@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import sampling, scoring, selection, trainers, training
+from dasm_jax import sampling, scoring, selection, trainers
 from dasm_jax.errors import SameForAll
 from dasm_jax.keys import Use, key_for
 from dasm_jax.problem import Problem
@@ -65,8 +65,11 @@ def make_selector(problem: Problem, root: jax.Array) -> Select:
         keys = [key_for(root, Use.SELECTION, n + 1) for n in range(s.coreset.networks)]
         mesh, looks = problem.loop.mesh, s.coreset.looks
         each = trainers.train_each(train, mesh, keys, problem.real, table, looks)
-        for trajectory in each:
-            _check_finite(problem, trajectory[-1])
+        if not trainers.all_finite(each):
+            raise SameForAll(
+                "a network that selects images diverged; lower "
+                f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}"
+            )
         return each
 
     @cache
@@ -80,10 +83,7 @@ def make_selector(problem: Problem, root: jax.Array) -> Select:
             images, labels = problem.real.images, jnp.asarray(problem.real.labels)
             if method == "grand":
                 norm = scoring.make_gradient_norm(
-                    problem.network.apply,
-                    lambda raw: training.normalize(
-                        training.to_unit(raw), problem.statistics
-                    ),
+                    problem.network.apply, problem.statistics
                 )
                 each.append(norm(networks[0], images, labels))
             elif method == "el2n":
@@ -136,13 +136,3 @@ def make_embedder(problem: Problem) -> Callable[[Params, Array], Array]:
         return last.reshape(len(last), -1)
 
     return trainers.make_predictor(last_layer, problem.statistics, problem.loop.mesh)
-
-
-def _check_finite(problem: Problem, params: Params) -> None:
-    finite = jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), params)
-    if not all(jax.tree.leaves(finite)):
-        rate = problem.settings.evaluate.recipe.lr
-        raise SameForAll(
-            "a network that selects images diverged; lower "
-            f"config.evaluate.recipe.lr={rate:g}"
-        )

@@ -62,11 +62,11 @@ def make_coverer(problem: Problem, root: jax.Array) -> Coverer:
             spare = room // len(members) - len(covered)
             key = key_for(root, Use.COVER, segment, label)
             places = choose(
-                selection.evidence_of(key, jnp.asarray(embedded[own]), widest),
+                selection.evidence_of(key, embedded[own], widest),
                 count=min(wanted, len(own)),
                 covered=Covered(
-                    jnp.pad(covered, ((0, spare), (0, 0))),
-                    jnp.arange(len(covered) + spare) < len(covered),
+                    jnp.asarray(np.pad(covered, ((0, spare), (0, 0)))),
+                    jnp.asarray(np.arange(len(covered) + spare) < len(covered)),
                 ),
             )
             chosen.append(np.resize(own[np.asarray(places)], wanted))

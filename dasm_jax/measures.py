@@ -263,7 +263,8 @@ def _make_gradient_measure(
 
     @jax.jit
     def norm_of_mean(params: Params, data: ArrayDataset, weights: Array) -> Array:
-        inputs = _prepare(problem, data.images)
+        unit = training.to_unit(data.images)
+        inputs = training.normalize(unit, problem.statistics)
         loss = lambda p: mean_cross_entropy(  # noqa: E731
             problem.network.apply, p, inputs, data.labels, weights
         )
@@ -333,10 +334,6 @@ def _root(problem: Problem) -> jax.Array:
     return jax.random.key(problem.settings.evaluate.seed)
 
 
-def _prepare(problem: Problem, images: Array) -> Array:
-    return training.normalize(training.to_unit(images), problem.statistics)
-
-
 def _scorer(problem: Problem) -> Callable[..., scoring.Difficulty]:
     predict = trainers.make_predictor(
         problem.network.apply, problem.statistics, problem.loop.mesh
@@ -345,6 +342,4 @@ def _scorer(problem: Problem) -> Callable[..., scoring.Difficulty]:
 
 
 def _gradient_norm(problem: Problem) -> Callable[..., Array]:
-    return scoring.make_gradient_norm(
-        problem.network.apply, lambda images: _prepare(problem, images)
-    )
+    return scoring.make_gradient_norm(problem.network.apply, problem.statistics)

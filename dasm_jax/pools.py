@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dasm_jax import sampling, schedule, scoring, trainers, training
+from dasm_jax import sampling, schedule, scoring, trainers
 from dasm_jax.clusters import by_clusters, make_clusterer
 from dasm_jax.covering import by_covering, make_coverer
 from dasm_jax.errors import SameForAll
@@ -72,12 +72,7 @@ def make_pool_maker(
         trainers.make_predictor(
             problem.network.apply, problem.statistics, problem.loop.mesh
         ),
-        scoring.make_gradient_norm(
-            problem.network.apply,
-            lambda images: training.normalize(
-                training.to_unit(images), problem.statistics
-            ),
-        ),
+        scoring.make_gradient_norm(problem.network.apply, problem.statistics),
     )
     cluster = make_clusterer(problem, root) if by_clusters(s) else None
     cover = make_coverer(problem, root) if by_covering(s) else None
@@ -95,20 +90,28 @@ def make_pool_maker(
         ]
         snapshots = scoring.snapshots_for(s.dasm.score)
         mesh = problem.loop.mesh
-        return trainers.train_each(
+        each = trainers.train_each(
             train, mesh, keys, data, table, snapshots, on_network
+        )
+        # Where they judge nothing, starts and gradients would tell too late or never.
+        if not trainers.all_finite(each):
+            raise diverged(segment)
+        return each
+
+    def diverged(segment):
+        return SameForAll(
+            f"the networks trained for segment {segment} diverged; lower "
+            f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished segments "
+            "are kept"
         )
 
     def difficulty_by(judges, segment):
         difficulty = score(judges, *problem.real)
-        # Some scores are finite whatever the networks say.
+        # Some scores are finite whatever the networks say, or finite networks say what
+        # is not.
         found = (difficulty.scores, difficulty.confidence)
         if not all(np.isfinite(values).all() for values in found):
-            raise SameForAll(
-                f"the networks that score for segment {segment} diverged; lower "
-                f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished "
-                "segments are kept"
-            )
+            raise diverged(segment)
         return difficulty
 
     def difficulty_by_real(segment):

@@ -175,7 +175,11 @@ def weighted_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
 
 
 def disjoint_rule(difficulty: ClassDifficulty, context: PoolContext) -> Ranking:
-    """The k-th of K equal parts of the difficulty range; no image is in two."""
+    """The k-th of K equal parts of the difficulty range.
+
+    No image is in two where all segments go by the same scores (``scored_by='real'``);
+    those of the set so far move images from part to part.
+    """
     quantiles = _quantiles(difficulty, context)
     inside = np.floor(quantiles * context.segments) == context.segment - 1
     centre = (context.segment - 0.5) / context.segments
@@ -221,6 +225,9 @@ POOLS: dict[str, PoolRule] = {
 }
 # These are of networks trained on all real images.
 STATIC = ("static_filter", "static_window")
+# What no segment changes; and the same of parts that networks of real images tell.
+FIXED = ("full", *STATIC)
+FIXED_BY_REAL = ("disjoint", "real")
 # These hold their shape from the first segment on, where such networks give scores
 # before there is a synthetic set.
 FROM_THE_FIRST = (*STATIC, "disjoint")

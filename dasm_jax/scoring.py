@@ -10,7 +10,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from dasm_jax.matching import ApplyFn, mean_cross_entropy
-from dasm_jax.types import Params
+from dasm_jax.memo import remembered
+from dasm_jax.training import normalize, to_unit
+from dasm_jax.types import Normalization, Params
 
 Logits = Float[Array, "N K"]
 Labels = Int[Array, " N"]
@@ -58,20 +60,21 @@ def forgetting_events(correct: Bool[Array, "T N"]) -> Float[Array, " N"]:
     return jnp.where(never, correct.shape[0], forgotten).astype(jnp.float32)
 
 
+@remembered
 def make_gradient_norm(
-    apply_fn: ApplyFn, prepare: Callable[[Array], Array], chunk: int = 100
+    apply_fn: ApplyFn, statistics: Normalization, chunk: int = 100
 ) -> Callable[[Params, Array, Labels], Float[Array, " N"]]:
     """GraNd: norm of the loss gradient of every image (Paul et al. 2021).
 
     Args:
       apply_fn: ``apply_fn(params, images) -> logits``.
-      prepare: stored images to normalised ones.
+      statistics: mean and standard deviation that images are normalised with.
       chunk: images whose gradients are held at once.
     """
 
     def norm_of_one(params, image, label):
         def loss(params):
-            images = prepare(image[None])
+            images = normalize(to_unit(image[None]), statistics)
             return mean_cross_entropy(
                 apply_fn, params, images, label[None], jnp.ones(1)
             )

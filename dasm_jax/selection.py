@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 KMEANS_ROUNDS = 30
@@ -37,16 +38,19 @@ SelectFn = Callable[[ClassEvidence, int], Int[Array, " n"]]
 
 
 def evidence_of(
-    key: Key[Array, ""], embeddings: Float[Array, "n D"], places: int
+    key: Key[Array, ""], embeddings: Float[np.ndarray, "n D"], places: int
 ) -> ClassEvidence:
-    """Of a class that is not scored, padded to so many places."""
+    """Of a class that is not scored, padded to so many places.
+
+    On the host: pools are of any size, and jax.numpy would compile for each of them.
+    """
     count, nothing = len(embeddings), jnp.zeros(places)
     return ClassEvidence(
         key=key,
-        embeddings=jnp.pad(embeddings, ((0, places - count), (0, 0))),
+        embeddings=jnp.asarray(np.pad(embeddings, ((0, places - count), (0, 0)))),
         scores=nothing,
         draws=nothing,
-        valid=jnp.arange(places) < count,
+        valid=jnp.asarray(np.arange(places) < count),
     )
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dasm_jax import nets
 from dasm_jax.checks import unknown_name
 from dasm_jax.errors import UserError
+from dasm_jax.schedule import FIXED, FIXED_BY_REAL
 from dasm_jax.schema import (
     BatchMethodSettings,
     GradientSettings,
@@ -294,6 +295,12 @@ def _check_batches(s: Settings, m: BatchMethodSettings, name: str) -> None:
         raise UserError(
             "config.dasm.rescore_every must be 0 with config.dasm.target='class': the "
             "pool only says where a segment starts"
+        )
+    fixed = s.dasm.pool in FIXED or (s.dasm.pool, s.dasm.scored_by) == FIXED_BY_REAL
+    if s.dasm.rescore_every and fixed and not m.needs_segment_networks:
+        raise UserError(
+            "config.dasm.rescore_every must be 0 with "
+            f"config.dasm.pool={s.dasm.pool!r}: no segment changes that pool"
         )
 
 

@@ -229,6 +229,12 @@ def train_each(
     return trajectories
 
 
+def all_finite(trajectories: Sequence[Sequence[Params]]) -> bool:
+    """Whether every network is one still where it ended; waits until it is trained."""
+    ends = [trajectory[-1] for trajectory in trajectories]
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ends))
+
+
 def unstack(params: Params, count: int) -> Iterator[Params]:
     """Parameters of each of ``count`` networks that were trained at once."""
     for i in range(count):

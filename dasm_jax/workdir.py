@@ -22,7 +22,7 @@ from dasm_jax.checkpoint import differences
 from dasm_jax.errors import CannotRead, UserError
 from dasm_jax.files import is_there, locked, read_json, remove_unfinished, write_json
 from dasm_jax.records import is_amount
-from dasm_jax.schema import Settings
+from dasm_jax.schema import PUBLISHED_FACTORS, Settings
 from dasm_jax.settings import to_dict
 from dasm_jax.source import ADDED
 
@@ -162,6 +162,11 @@ def _as_meant(config: dict[str, Any]) -> dict[str, Any]:
             dasm["context"] = "cumulative, finished images apart"
         if dasm.get("rescore_every") and dasm.get("polish"):
             dasm["rescore_every"] = f"{dasm['rescore_every']}, in a polish too"
+    if isinstance(synthetic := config.get("synthetic"), dict):
+        published = PUBLISHED_FACTORS.get(config.get("matcher", {}).get("name"), 1)
+        tiled = (synthetic.get("factor") or published) != 1
+        if tiled and synthetic.get("init") in ("mix", "kmeans", "uncovered"):
+            synthetic["init"] = f"{synthetic['init']}, of nearest pixels"
     return config
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import coreset, selection
+from dasm_jax import coreset, selection, training
 from dasm_jax.errors import UserError
 from dasm_jax.schema import SELECTIONS
 from dasm_jax.selection import RULES, ClassEvidence
@@ -221,8 +221,8 @@ def test_scores_are_means_over_networks_at_the_right_moment(problem, monkeypatch
 def test_embedding_is_what_the_classifier_sees(problem):
     params = problem.network.init(jax.random.key(3))
     rows = coreset.embed(problem, params)
-    images = coreset.training.normalize(
-        coreset.training.to_unit(problem.real.images), problem.statistics
+    images = training.normalize(
+        training.to_unit(problem.real.images), problem.statistics
     )
     dense = params["classifier"]
     logits = rows @ dense["kernel"] + dense["bias"][None, :]

@@ -22,7 +22,7 @@ def three_groups():
     places = 50 * jnp.eye(3, 5)
     draws = jax.random.normal(jax.random.key(1), (3, 12, 5))
     rows = (draws + places[:, None]).reshape(36, 5)
-    return selection.evidence_of(ROOT, rows, 40), places
+    return selection.evidence_of(ROOT, np.asarray(rows), 40), places
 
 
 def test_new_centres_go_to_what_is_not_covered():
@@ -44,7 +44,7 @@ def test_where_nothing_is_covered_it_is_k_means():
 
 
 def test_where_all_is_covered_no_image_is_taken_twice():
-    evidence = selection.evidence_of(ROOT, jnp.zeros((6, 2)), 9)
+    evidence = selection.evidence_of(ROOT, np.zeros((6, 2), np.float32), 9)
     covered = Covered(jnp.zeros((1, 2)), jnp.ones(1, bool))
     chosen = np.asarray(selection.cover(evidence, 6, covered))
     assert sorted(chosen.tolist()) == list(range(6))

@@ -251,11 +251,20 @@ def test_rescoring_follows_the_images_that_move(polish, expected):
         assert before.shape != after.shape or (before != after).any()
 
 
-@pytest.mark.parametrize("score", ["ce", "misclassified"])
-def test_networks_that_diverge_score_nothing(score):
-    """Whether a network is wrong is a number even where its logits are none."""
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dasm__score": "ce"},
+        # Whether a network is wrong is a number even where its logits are none.
+        {"dasm__score": "misclassified"},
+        # Those that judge nothing, and choose starts or are matched on.
+        {"dasm__pool": "full", "synthetic__init": "uncovered"},
+        {"dasm__pool": "full", "matcher__idc__trajectory__start": "segments"},
+    ],
+)
+def test_networks_that_diverge_stop_a_run(changes):
     problem = small_problem(
-        dasm__score=score, evaluate__recipe__lr=1e30, evaluate__recipe__augment="none"
+        **changes, evaluate__recipe__lr=1e30, evaluate__recipe__augment="none"
     )
     make_pool = dasm.make_pool_maker(problem, jax.random.key(0))
     finished = np.random.default_rng(0).random((4, 2, 8, 8, 1), np.float32)

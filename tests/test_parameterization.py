@@ -1,5 +1,7 @@
 """Multi-formation: how many images are decoded, which, and what they look like."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,17 +137,19 @@ def test_packed_constants_are_cut_where_tiles_reach_over_the_border():
     np.testing.assert_allclose(packed[0, ..., 0], whole[:28, :28], atol=1e-5)
 
 
-def test_packing_keeps_a_small_picture_of_each_image():
-    """A ramp shrinks to a ramp: inside the tile, pixel centres keep their place."""
-    side = 24
-    ramp = np.tile((np.arange(side) + 0.5) / side, (side, 1)).astype(np.float32)
-    images = np.stack([ramp, ramp.T, 1 - ramp, 1 - ramp.T])[:, :, :, None]
-    packed = pack_tiles(jnp.asarray(images.reshape(1, 2, 2, side, side, 1)))[0, ..., 0]
-    small = np.tile((np.arange(12) + 0.5) / 12, (12, 1))
-    tiles = [packed[:12, :12], packed[:12, 12:], packed[12:, :12], packed[12:, 12:]]
-    for tile, expected in zip(tiles, [small, small.T, 1 - small, 1 - small.T]):
-        inner = np.s_[1:-1, 1:-1]  # the filter is cut at the border
-        np.testing.assert_allclose(tile[inner], expected[inner], atol=1e-5)
+@pytest.mark.parametrize(("side", "factor"), [(24, 2), (28, 3), (7, 2)])
+def test_packing_keeps_the_nearest_pixels_of_each_image(side, factor):
+    """As torch.nn.functional.interpolate(mode="nearest"): ⌊i · side / tile⌋."""
+    draw = np.random.default_rng(0).random
+    images = draw((1, factor, factor, side, side, 1), np.float32)
+    packed = np.asarray(pack_tiles(jnp.asarray(images)))[0, ..., 0]
+    tile = -(-side // factor)
+    kept = [math.floor(i * side / tile) for i in range(tile)]
+    for row in range(factor):
+        for column in range(factor):
+            small = images[0, row, column, ..., 0][np.ix_(kept, kept)]
+            place = packed[row * tile :, column * tile :][:tile, :tile]
+            np.testing.assert_array_equal(place, small[: len(place), : place.shape[1]])
 
 
 def gradient_of_sum(parameterization, formation, count):

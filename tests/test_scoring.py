@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dasm_jax import scoring
+from dasm_jax.types import Normalization
 
 LOGITS = np.array(
     [[2.0, -1.0, 0.5], [0.0, 0.0, 3.0], [-1.0, 4.0, 1.0], [1.0, 1.5, -2.0]], np.float32
@@ -88,10 +89,8 @@ def test_gradient_norm_is_that_of_each_image_alone():
     labels = np.array([0, 1, 2, 0, 1, 2, 0], np.int32)
     params = mlp_params(0)
 
-    def prepare(images):
-        return images.astype(jnp.float32) / 255.0 - 0.5
-
-    norms = scoring.make_gradient_norm(mlp, prepare, chunk=4)(
+    statistics = Normalization((0.5,), (1.0,))
+    norms = scoring.make_gradient_norm(mlp, statistics, chunk=4)(
         params, jnp.asarray(images), jnp.asarray(labels)
     )
 

@@ -149,6 +149,15 @@ def test_what_would_do_nothing_is_refused():
     refuses("trajectory.data='pool'", "config.dasm.target='class'", **pool)
     again = {"dasm__rescore_every": 2, "dasm__target": "class"}
     refuses("config.dasm.rescore_every must be 0", "target='class'", **again)
+    for fixed in (
+        {"dasm__pool": "full"},
+        {"dasm__pool": "static_window"},
+        {"dasm__pool": "disjoint", "dasm__scored_by": "real"},
+    ):
+        fixed = {"dasm__rescore_every": 2, **fixed}
+        refuses("config.dasm.rescore_every must be 0", "no segment changes", **fixed)
+        settings_with(**fixed, matcher__idc__trajectory__start="segments")
+    settings_with(dasm__rescore_every=2, dasm__pool="disjoint")
     tapered = {"dasm__budget": "prefix", "dasm__taper": 0.5}
     refuses("config.dasm.taper=0.5", "budget to 'flops'", **tapered)
     settings_with(**tapered, ipc=1, dasm__segments=1)

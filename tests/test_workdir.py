@@ -109,6 +109,15 @@ def test_values_of_another_meaning_are_other_runs():
         assert written[field] != depends[field]
     written, depends = dasm(dasm__rescore_every=2)
     assert written.items() >= depends.items()
+    for init, factor, other in (
+        ("mix", 2, True),
+        ("uncovered", 0, True),
+        ("mix", 1, False),
+        ("random", 2, False),
+    ):
+        config = small_config(synthetic__init=init, synthetic__factor=factor)
+        depends = identity_of(to_dict(from_config(config)))["synthetic"]
+        assert (depends["init"] != init) == other
 
 
 def test_what_a_kill_left_of_a_file_is_removed(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def _distill(
         _save(problem, workdir, synthetic_set([each.pixels for each in fold(finished)]))
         shares = decile_shares(problem, result.pool)
         kind = "polish" if polished else "segment"
-        log.metrics(kind, **_segment_record(problem, result, shares))
+        log.metrics(kind, **_segment_record(result, shares))
         picture, what = "polished", "polished"
         if not polished:
             picture = f"segment_{plan.segment:02d}"
@@ -168,9 +168,7 @@ def _describe_pool(problem: Problem, result: SegmentResult) -> str:
     return f"pool of {min(sizes)} to {max(sizes)} per class"
 
 
-def _segment_record(
-    problem: Problem, result: SegmentResult, shares: np.ndarray | None
-) -> dict[str, Any]:
+def _segment_record(result: SegmentResult, shares: np.ndarray | None) -> dict[str, Any]:
     plan, difficulty = result.plan, result.pool.difficulty
     members = np.concatenate(result.pool.members)
     record: dict[str, Any] = {
