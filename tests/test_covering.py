@@ -43,6 +43,16 @@ def test_where_nothing_is_covered_it_is_k_means():
     )
 
 
+def test_a_pool_of_another_size_compiles_nothing(caplog):
+    """Nearly every class of every segment has one of its own."""
+    rows = np.zeros((50, 3), np.float32)
+    selection.evidence_of(ROOT, rows, 50)
+    with jax.log_compiles():
+        for count in (7, 23, 41):
+            selection.evidence_of(ROOT, rows[:count], 50)
+    assert not [r.message for r in caplog.records if "ompil" in r.message]
+
+
 def test_where_all_is_covered_no_image_is_taken_twice():
     evidence = selection.evidence_of(ROOT, np.zeros((6, 2), np.float32), 9)
     covered = Covered(jnp.zeros((1, 2)), jnp.ones(1, bool))
