@@ -61,10 +61,11 @@ def test_settings_of_a_run():
         assert one.matcher.active == s.matcher.active
 
 
-# Everything of ``dasm`` that a base may ask of segments, in two that hold together.
+# Everything of ``dasm`` that a base may ask of segments, in three that hold together.
 HOSTILE = [
+    {"dasm__pool": "static_window", "dasm__rho": 0.0, "dasm__high": 0.5},
     {
-        "dasm__pool": "static_window",
+        "dasm__pool": "reverse",
         "dasm__rho": 0.0,
         "dasm__high": 0.5,
         "dasm__ceiling": "chance",
