@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasm_jax import augment, budget, dasm, distill, mesh, sampling
+from dasm_jax import augment, budget, distill, mesh, sampling
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.device_memory import program_bytes
 from dasm_jax.loops import Loop
-from dasm_jax.plan import context_of, plan_segments
+from dasm_jax.plan import plan_segments
 from dasm_jax.problem import Problem
 from dasm_jax.segment import SegmentData, SegmentState, Variables, choose_images
+from dasm_jax.segment_setup import parts_of, step_of
 
 
 class Prepared(NamedTuple):
@@ -55,16 +56,7 @@ class Matched(NamedTuple):
 def prepare(problem: Problem) -> Prepared:
     """Pixels and a network at random, and the pure halves of an inner step."""
     plan = plan_segments(problem)[0]
-    optimizers = dasm.make_optimizers(problem, plan)
-    learner = problem.method.learner(
-        plan.size, plan.inner, context_of(problem, plan.segment)
-    )
-    step = distill.make_step(
-        problem.method.objective(context_of(problem, plan.segment), problem.loop),
-        learner,
-        optimizers,
-        problem.method.real_batch,
-    )
+    parts = parts_of(problem, plan)
     root = jax.random.key(problem.settings.seed)
     count = len(problem.dataset.train.labels)
     place = partial(mesh.place, problem.loop.mesh)
@@ -79,15 +71,12 @@ def prepare(problem: Problem) -> Prepared:
         )
     )
     pixels = _random_pixels(problem, plan.size)
-    state = distill.start_segment(
-        Variables(jnp.asarray(pixels), problem.method.learned),
-        problem.network.init(root),
-        data,
-        learner,
-        optimizers,
-    )
+    given, learned = problem.network.init(root), problem.method.learned
+    state = parts.start(jnp.asarray(pixels), learned, given, data)
     loop = problem.loop.calling(plan.inner)
-    return Prepared(plan, step, loop, (place(root), place(state), data))
+    return Prepared(
+        plan, step_of(problem, parts), loop, (place(root), place(state), data)
+    )
 
 
 def _random_pixels(problem: Problem, size: int) -> np.ndarray:

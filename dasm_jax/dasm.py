@@ -13,70 +13,29 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dasm_jax import distill, divergence, mesh, polish, sampling, training
+from dasm_jax import distill, divergence, mesh, polish
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.device_memory import Need, estimate
 from dasm_jax.errors import NonFiniteError
-from dasm_jax.image_optimizer import make_decay, make_image_optimizer
-from dasm_jax.memo import Shelf
 from dasm_jax.methods import Context
-from dasm_jax.plan import context_of, plan_segments
-from dasm_jax.pools import MakePool, Pool, make_pool_maker, matched_members
+from dasm_jax.plan import plan_segments
+from dasm_jax.pools import MakePool, Pool, make_pool_maker
 from dasm_jax.problem import Problem
 from dasm_jax.progress import Active, Progress, Seconds, SegmentResult, Snapshot
-from dasm_jax.schema import BatchMethodSettings
-from dasm_jax.segment import SegmentData, SegmentState, Variables
+from dasm_jax.segment import SegmentData, SegmentState
+from dasm_jax.segment_setup import (
+    Parts,
+    Programs,
+    compiled_alike,
+    parts_of,
+    programs_of,
+    segment_data,
+    state_like,
+    trains_on_the_pool,
+)
 from dasm_jax.starts import start_pixels
-from dasm_jax.supply import Supplier, given_like, make_supplier
+from dasm_jax.supply import Supplier, Supply, make_supplier
 from dasm_jax.types import SyntheticSet
-
-
-def segment_data(
-    problem: Problem,
-    plan: SegmentPlan,
-    pool: Pool,
-    pool_round: int,
-    finished: list[np.ndarray],
-) -> SegmentData:
-    """Device arrays of one segment; what it does not see has no place in them."""
-    labels = problem.dataset.train.labels
-    widest = max(len(indices) for indices in problem.class_indices)
-    network_data = [np.arange(len(labels))]
-    if _network_data(problem) == "pool":
-        network_data = [np.sort(np.concatenate(pool.members))]
-    matched = matched_members(problem, pool.members)
-    table, clusters = sampling.make_table(matched, widest), None
-    if pool.clusters is not None:
-        table, clusters = sampling.make_clusters(
-            matched, pool.clusters, problem.method.real_batch, widest
-        )
-    shape = problem.dataset.image_shape
-    frozen = np.zeros((problem.dataset.n_classes, 0, *shape), np.float32)
-    if context_of(problem, plan.segment) is not None and not plan.covers:
-        frozen = np.concatenate(finished, axis=1)
-    return mesh.place(
-        problem.loop.mesh,
-        SegmentData(
-            real=problem.real,
-            pool=table,
-            network_data=sampling.make_table(network_data, len(labels)),
-            frozen=frozen,
-            segment=np.int32(plan.segment),
-            pool_round=np.int32(pool_round),
-            clusters=clusters,
-        ),
-    )
-
-
-class Programs(NamedTuple):
-    """Compiled once for all segments of the same shapes, planned alike."""
-
-    update: distill.Update
-    start_outer: jax.stages.Compiled  # (state, given) -> state
-
-
-# The runs of a table, or of one set after another, find those of each other.
-PROGRAMS: Shelf[Programs] = Shelf()
 
 
 class Shared(NamedTuple):
@@ -84,6 +43,7 @@ class Shared(NamedTuple):
 
     problem: Problem
     root: jax.Array
+    key: jax.Array  # the same where programs take it
     make_pool: MakePool
     supplier: Supplier
     on_outer: Callable[[Progress], None]
@@ -130,6 +90,7 @@ def run_dasm(
     shared = Shared(
         problem,
         root,
+        mesh.place(problem.loop.mesh, root),
         make_pool_maker(problem, root, on_network=on_network, earlier=pools),
         make_supplier(problem, root, experts_folder, on_expert),
         on_outer,
@@ -142,6 +103,31 @@ def run_dasm(
         results.append(result)
         on_segment(result)
     return polish.fold(results)
+
+
+class Matching(NamedTuple):
+    """The active segment between two outer iterations; ``Active`` is a copy of it."""
+
+    outer: int  # iterations that are done
+    pool_round: int  # how often its pool was made anew
+    pool: Pool
+    data: SegmentData
+    supply: Supply
+    state: SegmentState
+    pixels: np.ndarray  # as shown, not clipped yet
+    seconds: Seconds
+
+    def spent(self, **seconds: float) -> "Matching":
+        """With so much more time on its account."""
+        before = self.seconds._asdict()
+        more = {name: before[name] + value for name, value in seconds.items()}
+        return self._replace(seconds=self.seconds._replace(**more))
+
+    def copied(self) -> Active:
+        """The same on the host."""
+        # On CPU np.asarray is a view of memory that the next update is given.
+        leaves = [np.array(leaf) for leaf in jax.tree.leaves(self.state)]
+        return Active(self.outer, self.pool_round, self.pool, leaves, self.seconds)
 
 
 def match_segment(
@@ -161,161 +147,143 @@ def match_segment(
     Raises:
       NonFiniteError: see ``run_dasm``.
     """
-    problem, root, make_pool, supplier, on_outer, on_need, estimated = shared
-    s = problem.settings
-    place = partial(mesh.place, problem.loop.mesh)
-    key = place(root)
+    problem, key = shared.problem, shared.key
     finished = [result.pixels for result in results]
+    parts = parts_of(problem, plan)
+    now = _standing(shared, plan, parts, finished, active)
+    began = time.perf_counter()
+    programs = programs_of(problem, plan, parts, (key, now.state, now.data))
+    _tell_of_memory(shared, plan, parts, programs, now)
+    now = now.spent(compiling=time.perf_counter() - began)
+    for outer in range(now.outer, plan.outer_iterations):
+        if _is_rescored(problem, plan, outer):
+            now = _rescored(shared, plan, parts, finished, now)
+        good = now.pixels
+        now, distances, seconds = _outer_iteration(shared, parts, programs, now)
+        learned = jax.device_get(now.state.variables.learned)
+        shown = (distances, now.pixels, learned)
+        if trouble := divergence.trouble(problem, plan, outer, *shown):
+            so_far = polish.every_segment(finished, plan, good.clip(0.0, 1.0))
+            remedy = divergence.remedy(problem, plan)
+            raise NonFiniteError(trouble, synthetic_set(so_far), remedy)
+        snapshot = partial(_snapshot, list(results), now, plan.halvings)
+        shared.on_outer(Progress(plan, now.outer, distances, seconds, snapshot))
+    seen = parts.learner.view(key, now.state.learner, now.data, now.state.step - 1)
+    return SegmentResult(
+        plan=plan,
+        pixels=now.pixels.clip(0.0, 1.0),
+        learned=jax.tree.map(float, now.state.variables.learned),
+        pool=now.pool._replace(networks=[], clusters=None),  # of no use any more
+        seconds=now.seconds,
+        seen=jax.device_get(seen),
+    )
+
+
+def _standing(
+    shared: Shared,
+    plan: SegmentPlan,
+    parts: Parts,
+    finished: list[np.ndarray],
+    active: Active | None,
+) -> Matching:
+    """Where a segment starts, or goes on from."""
+    problem, root = shared.problem, shared.root
+    place = partial(mesh.place, problem.loop.mesh)
     if active is None:
-        pool = make_pool(plan.segment, 0, finished)
+        pool = shared.make_pool(plan.segment, 0, finished)
         active = Active(0, 0, pool, [], Seconds(0.0, pool.seconds, 0.0, 0.0))
-    first, pool_round, pool, leaves, seconds = active
-    optimizers = make_optimizers(problem, plan)
-    context = context_of(problem, plan.segment)
-    learner = problem.method.learner(plan.size, plan.inner, context)
+    outer, pool_round, pool, leaves, seconds = active
     data = segment_data(problem, plan, pool, pool_round, finished)
-    supply = supplier(plan, pool)
-    given = place(supply.given(first))
+    supply = shared.supplier(plan, pool)
     if leaves:
         structure = jax.tree.structure(state_like(problem, plan, data))
-        state = place(jax.tree.unflatten(structure, leaves))
+        state = jax.tree.unflatten(structure, leaves)
     else:
         pixels = start_pixels(problem, root, plan, pool, finished)
         pool = pool._replace(starts=None)  # of no use any more
-        variables = Variables(pixels, problem.method.learned)
-        start = partial(distill.start_segment, learner=learner, optimizers=optimizers)
-        state = place(start(variables, given, data))
-    loop = problem.loop.calling(plan.inner)
-    began = time.perf_counter()
-    alike = _compiled_alike(plan)
-
-    def compiled() -> Programs:
-        step = distill.make_step(
-            problem.method.objective(context, problem.loop),
-            learner,
-            optimizers,
-            problem.method.real_batch,
-        )
-        begin = partial(distill.start_outer, learner=learner, optimizers=optimizers)
-        return Programs(
-            distill.compile_update(step, plan.network_steps, loop, (key, state, data)),
-            mesh.jit(loop.mesh, begin).lower(state, given).compile(),
-        )
-
-    fixed = (problem.method.objective, s.matcher.active, problem.loop, context, alike)
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (state, data, given))
-    depends = (*fixed, *jax.tree.leaves(shapes), jax.tree.structure(shapes))
-    update, start_outer = PROGRAMS.find(depends, compiled)
-    if (alike, context) not in estimated:
-        estimated.add((alike, context))
-        programs = [*update.programs.values(), start_outer]
-        if (need := estimate((state, data), programs, loop.mesh)) is not None:
-            on_need(need)
-    seconds = seconds._replace(
-        compiling=seconds.compiling + time.perf_counter() - began,
-        experts=seconds.experts + supply.seconds,
-    )
-    now = _as_shown(optimizers, state)
-    for outer in range(first, plan.outer_iterations):
-        every = 0 if _fixed(problem, plan) else s.dasm.rescore_every
-        if every and plan.segment > 1 and outer and outer % every == 0:
-            pool_round = outer // every
-            so_far = polish.every_segment(finished, plan, now.clip(0.0, 1.0))
-            pool = make_pool(plan.segment, pool_round, so_far)
-            seconds = seconds._replace(scoring=seconds.scoring + pool.seconds)
-            data = segment_data(problem, plan, pool, pool_round, finished)
-            supply = supplier(plan, pool)
-            anew = learner if _network_data(problem) == "pool" else None
-            given = supply.given(outer)
-            state = place(distill.change_pool(state, data, given, anew))
-        began = time.perf_counter()
-        if outer:
-            state = start_outer(state, place(supply.given(outer)))
-        pending = []
-        with jax.transfer_guard("disallow"):
-            for _ in range(plan.inner // loop.steps_per_call):
-                state, distances = update.run(key, state, data)
-                pending.append(distances)
-        distances = np.concatenate([np.asarray(d) for d in pending])
-        good, now = now.clip(0.0, 1.0), _as_shown(optimizers, state)
-        learned = jax.device_get(state.variables.learned)
-        trouble = divergence.trouble(problem, plan, outer, distances, now, learned)
-        if trouble:
-            last_good = synthetic_set(polish.every_segment(finished, plan, good))
-            raise NonFiniteError(trouble, last_good, divergence.remedy(problem, plan))
-        spent = time.perf_counter() - began
-        seconds = seconds._replace(matching=seconds.matching + spent)
-        stands = (outer + 1, pool_round, pool, state, seconds)
-        snapshot = partial(_snapshot, list(results), stands, plan.halvings)
-        on_outer(Progress(plan, outer + 1, distances, spent, snapshot))
-    learned = jax.tree.map(float, state.variables.learned)
-    seen = learner.view(key, state.learner, data, state.step - 1)
-    pixels = now.clip(0.0, 1.0)
-    pool = pool._replace(networks=[], clusters=None)  # of no use any more
-    return SegmentResult(plan, pixels, learned, pool, seconds, jax.device_get(seen))
+        given = place(supply.given(outer))
+        state = parts.start(pixels, problem.method.learned, given, data)
+    state = place(state)
+    pixels = parts.shown(state)
+    now = Matching(outer, pool_round, pool, data, supply, state, pixels, seconds)
+    return now.spent(experts=supply.seconds)
 
 
-def _fixed(problem: Problem, plan: SegmentPlan) -> bool:
-    """Whether it is a polish whose pool is all of every class."""
-    return bool(plan.covers) and problem.settings.dasm.polish_target == "class"
+def _tell_of_memory(
+    shared: Shared,
+    plan: SegmentPlan,
+    parts: Parts,
+    programs: Programs,
+    now: Matching,
+) -> None:
+    """Once for all segments that compile to the same beside as many others."""
+    alike = (compiled_alike(plan), parts.context)
+    if alike in shared.estimated:
+        return
+    shared.estimated.add(alike)
+    resident, around = (now.state, now.data), shared.problem.loop.mesh
+    if (need := estimate(resident, programs.every, around)) is not None:
+        shared.on_need(need)
 
 
-def _compiled_alike(plan: SegmentPlan) -> SegmentPlan:
-    """A plan without what its programs do not depend on."""
-    alike = plan._replace(segment=0, halvings=0, flops_per_step=0.0)
-    if plan.schedule == "constant":
-        return alike._replace(outer_iterations=0)
-    return alike
+def _is_rescored(problem: Problem, plan: SegmentPlan, outer: int) -> bool:
+    """Whether the pool of a segment is made anew ahead of an outer iteration."""
+    s = problem.settings.dasm
+    if plan.covers and s.polish_target == "class":  # all of every class stays that
+        return False
+    due = s.rescore_every > 0 and outer > 0 and outer % s.rescore_every == 0
+    return due and plan.segment > 1
 
 
-def _as_shown(optimizers: distill.Optimizers, state: SegmentState) -> np.ndarray:
-    """The pixels as they are between two outer iterations, not clipped yet."""
-    pixels = optimizers.image.interrupted(state.variables.pixels, state.image_opt)
-    return np.asarray(pixels)
-
-
-def _snapshot(finished: list[SegmentResult], stands: tuple, halvings: int) -> Snapshot:
-    outer, pool_round, pool, state, seconds = stands
-    # On CPU np.asarray is a view of memory that the next update is given.
-    leaves = [np.array(leaf) for leaf in jax.tree.leaves(state)]
-    active = Active(outer, pool_round, pool, leaves, seconds)
-    return Snapshot(finished, active, halvings)
-
-
-def state_like(problem: Problem, plan: SegmentPlan, data: SegmentData) -> SegmentState:
-    """Structure, shapes and dtypes of the state of a segment, with its data."""
-    shape = (problem.dataset.n_classes, plan.size, *problem.dataset.image_shape)
-    pixels = jax.ShapeDtypeStruct(shape, np.float32)
-    context = context_of(problem, plan.segment)
-    start = partial(
-        distill.start_segment,
+def _rescored(
+    shared: Shared,
+    plan: SegmentPlan,
+    parts: Parts,
+    finished: list[np.ndarray],
+    now: Matching,
+) -> Matching:
+    """Go on in a pool that the set with the pixels of now has not learned."""
+    problem, pool_round = shared.problem, now.pool_round + 1
+    so_far = polish.every_segment(finished, plan, now.pixels.clip(0.0, 1.0))
+    pool = shared.make_pool(plan.segment, pool_round, so_far)
+    data = segment_data(problem, plan, pool, pool_round, finished)
+    supply = shared.supplier(plan, pool)
+    given = supply.given(now.outer)
+    anew = parts.learner if trains_on_the_pool(problem) else None
+    state = distill.change_pool(now.state, data, given, anew)
+    return now._replace(
+        pool_round=pool_round,
+        pool=pool,
         data=data,
-        learner=problem.method.learner(plan.size, plan.inner, context),
-        optimizers=make_optimizers(problem, plan),
-    )
-    variables = Variables(pixels, problem.method.learned)
-    return jax.eval_shape(start, variables, given_like(problem, plan))
+        supply=supply,
+        state=mesh.place(problem.loop.mesh, state),
+    ).spent(scoring=pool.seconds)
 
 
-def make_optimizers(problem: Problem, plan: SegmentPlan) -> distill.Optimizers:
-    """Optimisers of the pixels, and of what is learned beside them."""
-    m = problem.settings.matcher.active
-    precondition = lambda grads: grads  # noqa: E731
-    if m.image.rule == "inputs":
-        precondition = partial(training.input_metric, statistics=problem.statistics)
-    image = make_image_optimizer(
-        plan.learning_rate,
-        m.image.momentum,
-        problem.dataset.n_classes if m.image.class_turns else 1,
-        decay=make_decay(plan.schedule, plan.outer_iterations, plan.inner),
-        precondition=precondition,
-    )
-    return distill.Optimizers(image, problem.method.learned_optimizer)
+def _outer_iteration(
+    shared: Shared,
+    parts: Parts,
+    programs: Programs,
+    now: Matching,
+) -> tuple[Matching, np.ndarray, float]:
+    """Where it stands after one more, with its distances f32[inner, parts] and time."""
+    state, began = now.state, time.perf_counter()
+    if now.outer:
+        given = mesh.place(shared.problem.loop.mesh, now.supply.given(now.outer))
+        state = programs.start_outer(state, given)
+    pending = []
+    with jax.transfer_guard("disallow"):
+        for _ in range(programs.calls):
+            state, distances = programs.update.run(shared.key, state, now.data)
+            pending.append(distances)
+    distances = np.concatenate([np.asarray(each) for each in pending])
+    now = now._replace(outer=now.outer + 1, state=state, pixels=parts.shown(state))
+    seconds = time.perf_counter() - began
+    return now.spent(matching=seconds), distances, seconds
 
 
-def _network_data(problem: Problem) -> str:
-    m = problem.settings.matcher.active
-    return m.trajectory.data if isinstance(m, BatchMethodSettings) else "none"
+def _snapshot(finished: list[SegmentResult], now: Matching, halvings: int) -> Snapshot:
+    return Snapshot(finished, now.copied(), halvings)
 
 
 def synthetic_set(segments: list[np.ndarray]) -> SyntheticSet:

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dasm_jax import sampling, schedule, scoring, trainers
+from dasm_jax import schedule
 from dasm_jax.clusters import by_clusters, make_clusterer
 from dasm_jax.covering import by_covering, make_coverer
-from dasm_jax.errors import SameForAll
+from dasm_jax.judges import make_judges
 from dasm_jax.keys import Use, key_for
-from dasm_jax.problem import Problem, decode_segments, decoded_count
-from dasm_jax.recipes import recipe_from
+from dasm_jax.problem import Problem
 from dasm_jax.schedule import ClassDifficulty, PoolContext, Window
 from dasm_jax.schema import DasmSettings
 from dasm_jax.scoring import Difficulty
@@ -60,98 +59,44 @@ def make_pool_maker(
       stored pixels f32[C, n_k, H, W, ch] of the segments so far. It raises a
       ``UserError`` when the networks diverge.
     """
-    s = problem.settings
-    train = trainers.make_trainer(
-        problem.network,
-        recipe_from(s.evaluate.recipe, s.dasm.score_steps),
-        problem.statistics,
-        problem.loop,
-    )
-    score = scoring.make_scorer(
-        s.dasm.score,
-        trainers.make_predictor(
-            problem.network.apply, problem.statistics, problem.loop.mesh
-        ),
-        scoring.make_gradient_norm(problem.network.apply, problem.statistics),
-    )
-    cluster = make_clusterer(problem, root) if by_clusters(s) else None
-    cover = make_coverer(problem, root) if by_covering(s) else None
-    total = decoded_count(problem, schedule.segment_sizes(s.ipc, s.dasm.segments))
-    matched_on = s.matcher.active.needs_segment_networks
-    # In the eyes of networks trained on the real images, which no segment changes.
-    by_real: list[Difficulty] = []
-    if _judges(problem) == "real":
-        by_real += [pool.difficulty for pool in earlier if pool.difficulty is not None]
-
-    def train_networks(data, table, segment, pool_round):
-        keys = [
-            key_for(root, Use.SCORE_NETWORK, segment, pool_round, network)
-            for network in range(s.dasm.networks)
-        ]
-        snapshots = scoring.snapshots_for(s.dasm.score)
-        mesh = problem.loop.mesh
-        each = trainers.train_each(
-            train, mesh, keys, data, table, snapshots, on_network
-        )
-        # Where they judge nothing, starts and gradients would tell too late or never.
-        if not trainers.all_finite(each):
-            raise diverged(segment)
-        return each
-
-    def diverged(segment):
-        return SameForAll(
-            f"the networks trained for segment {segment} diverged; lower "
-            f"config.evaluate.recipe.lr={s.evaluate.recipe.lr:g}; finished segments "
-            "are kept"
-        )
-
-    def difficulty_by(judges, segment):
-        difficulty = score(judges, *problem.real)
-        # Some scores are finite whatever the networks say, or finite networks say what
-        # is not.
-        found = (difficulty.scores, difficulty.confidence)
-        if not all(np.isfinite(values).all() for values in found):
-            raise diverged(segment)
-        return difficulty
-
-    def difficulty_by_real(segment):
-        if not by_real:
-            count = len(problem.dataset.train.labels)
-            table = sampling.prefix_table(count, count)
-            judges = train_networks(problem.real, table, 0, 0)
-            by_real.append(difficulty_by(judges, segment))
-        return by_real[0]
+    s = problem.settings.dasm
+    of_real = None
+    if _judged_by(problem) == "real":  # then that is what earlier pools hold
+        found = (pool.difficulty for pool in earlier if pool.difficulty is not None)
+        of_real = next(found, None)
+    judges = make_judges(problem, root, on_network=on_network, of_real=of_real)
+    cluster = make_clusterer(problem, root) if by_clusters(problem.settings) else None
+    cover = make_coverer(problem, root) if by_covering(problem.settings) else None
+    matched_on = problem.settings.matcher.active.needs_segment_networks
 
     def make_pool(segment: int, pool_round: int, finished: list[np.ndarray]) -> Pool:
         began = time.perf_counter()
         scored_by = _scored_by(problem, segment)
-        trajectories = []
         # The first segment starts from images that are drawn, a polish from its own.
-        starting = pool_round == 0 and 1 < segment <= s.dasm.segments
+        starting = pool_round == 0 and 1 < segment <= s.segments
         looked_at = scored_by == "segments" or matched_on
+        networks = []
         if finished and (looked_at or (cover is not None and starting)):
-            data, table = decode_segments(problem, finished, total)
-            trajectories = train_networks(data, table, segment, pool_round)
-        difficulty = None
+            networks = judges.of_set(segment, pool_round, finished)
+        difficulty = learnable = None
         if scored_by == "segments":
-            difficulty = difficulty_by(trajectories, segment)
+            difficulty = judges.verdict(networks, segment)
         elif scored_by == "real":
-            difficulty = difficulty_by_real(segment)
-        learnable = None
-        if s.dasm.ceiling == "learnable" and _has_pool(problem, segment):
-            learnable = difficulty_by_real(segment)
+            difficulty = judges.verdict_of_real(segment)
+        if s.ceiling == "learnable" and _has_pool(problem, segment):
+            learnable = judges.verdict_of_real(segment)
         members = _choose(problem, root, segment, pool_round, difficulty, learnable)
-        judge = trajectories[0][-1] if trajectories else None
+        first = networks[0][-1] if networks else None
         # How images start plays no part in what they are matched against.
-        seen_by = judge if looked_at else None
+        seen_by = first if looked_at else None
         clusters = cluster and cluster(segment, pool_round, members, seen_by)
         starts = None
         if cover is not None and starting:
-            starts = cover(segment, members, finished, judge)
+            starts = cover(segment, members, finished, first)
         return Pool(
             members=members,
             difficulty=difficulty,
-            networks=[each[-1] for each in trajectories] if matched_on else [],
+            networks=[each[-1] for each in networks] if matched_on else [],
             seconds=time.perf_counter() - began,
             clusters=clusters,
             starts=starts,
@@ -160,7 +105,7 @@ def make_pool_maker(
     return make_pool
 
 
-def _judges(problem: Problem) -> str | None:
+def _judged_by(problem: Problem) -> str | None:
     """Which networks judge the real images, if any have to."""
     s = problem.settings.dasm
     sized = s.schedule == "coverage" or s.ceiling == "chance"  # by what networks say
@@ -177,13 +122,13 @@ def _has_pool(problem: Problem, segment: int) -> bool:
     if segment > s.segments:
         return s.polish_target == s.target == "pool"
     # Nothing is learned before the first segment is finished.
-    from_the_first = s.pool in schedule.FROM_THE_FIRST and _judges(problem) == "real"
+    from_the_first = s.pool in schedule.FROM_THE_FIRST and _judged_by(problem) == "real"
     return segment > 1 or from_the_first
 
 
 def _scored_by(problem: Problem, segment: int) -> str | None:
     """Which networks judge them before this segment."""
-    return _judges(problem) if _has_pool(problem, segment) else None
+    return _judged_by(problem) if _has_pool(problem, segment) else None
 
 
 def _choose(

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasm_jax import coreset, dasm, distill, selection
+from dasm_jax import coreset, selection
 from dasm_jax.clusters import make_clusterer
 from dasm_jax.dasm import run_dasm
 from dasm_jax.keys import Use, key_for
 from dasm_jax.plan import plan_segments
 from dasm_jax.pools import make_pool_maker
-from dasm_jax.segment import Variables
+from dasm_jax.segment_setup import parts_of, segment_data, step_of
 from tests.small import small_problem, small_results
 
 ROOT = jax.random.key(0)
@@ -66,15 +66,11 @@ def test_a_step_sees_one_random_image_of_every_cluster():
     problem = small_problem(**KMEANS)
     (plan, _), m = plan_segments(problem), problem.settings.matcher.dm
     pool = make_pool_maker(problem, ROOT)(1, 0, [])
-    data = dasm.segment_data(problem, plan, pool, 0, [])
-    learner = problem.method.learner(plan.size, plan.inner, None)
-    optimizers = dasm.make_optimizers(problem, plan)
-    objective = problem.method.objective(None, problem.loop)
-    step = distill.make_step(objective, learner, optimizers, m.real_batch)
+    data = segment_data(problem, plan, pool, 0, [])
+    parts = parts_of(problem, plan)
+    step = step_of(problem, parts)
     pixels = np.zeros((2, plan.size, 8, 8, 1), np.float32)
-    state = distill.start_segment(
-        Variables(pixels, ()), None, data, learner, optimizers
-    )
+    state = parts.start(pixels, (), None, data)
     batches = []
     for number in range(3):
         state, seen = step.look(ROOT, state, data)

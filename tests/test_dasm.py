@@ -5,14 +5,14 @@ import jax
 import numpy as np
 import pytest
 
-from dasm_jax import dasm, distill, sampling
+from dasm_jax import dasm, distill, sampling, segment_setup
 from dasm_jax.dasm import run_dasm
 from dasm_jax.errors import NonFiniteError
 from dasm_jax.loops import Loop
 from dasm_jax.memo import Shelf
 from dasm_jax.plan import matching_flops, plan_segments
 from dasm_jax.pools import Pool
-from dasm_jax.segment import Variables
+from dasm_jax.segment_setup import parts_of
 from dasm_jax.supply import make_supplier
 from tests.small import slow_but, small_problem, small_results
 
@@ -160,7 +160,7 @@ def test_no_segment_of_a_known_size_is_traced_again(monkeypatch):
         return step._replace(move=chex.assert_max_traces(traced, n=2))
 
     monkeypatch.setattr(distill, "make_step", counted)
-    monkeypatch.setattr(dasm, "PROGRAMS", Shelf())
+    monkeypatch.setattr(segment_setup, "PROGRAMS", Shelf())
     run(dasm__segments=3)  # 2 + 1 + 1 images per class
     assert traces == [2, 1]
     run(dasm__segments=3, seed=1)  # nor in another run
@@ -204,18 +204,15 @@ def test_a_new_pool_leaves_no_trace_of_the_old_one():
     count = int(after.network_data.counts[0])
     trained_on = after.network_data.indices[0, :count].tolist()
     assert trained_on == sorted(np.concatenate(few.members).tolist())
-    optimizers = dasm.make_optimizers(small, plan)
-    learner = small.method.learner(plan.size, plan.inner, None)
+    parts = parts_of(small, plan)
     params = problem.network.init(jax.random.key(0))
     pixels = np.zeros((2, 2, 8, 8, 1), np.float32)
-    state = distill.start_segment(
-        Variables(pixels, ()), params, before, learner, optimizers
-    )
+    state = parts.start(pixels, (), params, before)
     sampler, _ = sampling.next_batch(
         jax.random.key(1), state.learner.sampler, before.network_data, 16
     )
     state = state._replace(learner=state.learner._replace(sampler=sampler))
-    state = distill.change_pool(state, after, params, learner)
+    state = distill.change_pool(state, after, params, parts.learner)
     _, index = sampling.next_batch(
         jax.random.key(1), state.learner.sampler, after.network_data, 16
     )

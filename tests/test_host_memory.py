@@ -38,7 +38,7 @@ def test_large_blocks_are_not_mapped_anew():
 
 PROGRAMS = """
 import gc, jax, jax.numpy as jnp
-from dasm_jax import dasm, host_memory
+from dasm_jax import host_memory, segment_setup
 from dasm_jax.experiments import memory
 def compiled(size):
     return jax.jit(lambda x: jnp.sort(x) @ x).lower(jnp.ones(size)).compile()
@@ -48,7 +48,7 @@ jitted = [jax.jit(lambda x, n=n: jnp.sort(x * n)) for n in range(20)]
 for f in jitted:
     f(jnp.ones(3))
 for size in range(1, 21):
-    dasm.PROGRAMS.find((size,), lambda: compiled(size))
+    segment_setup.PROGRAMS.find((size,), lambda: compiled(size))
 shares.append(host_memory.mappings_taken())
 for most in (0.5, 0.0):
     memory.MOST_MAPPINGS = most

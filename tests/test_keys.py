@@ -8,8 +8,9 @@ import pytest
 from jax.errors import KeyReuseError
 
 from dasm_jax import augment, coreset, evaluate
-from dasm_jax.dasm import PROGRAMS, run_dasm
+from dasm_jax.dasm import run_dasm
 from dasm_jax.problem import decode_segments
+from dasm_jax.segment_setup import PROGRAMS
 from tests.small import slow_but, small_problem
 
 MATCHERS = ("idc", "dc", "dm", "cafe", "mtt")

@@ -20,11 +20,13 @@ ROWS = [
     ["dasm_jax.snapshots"],
     ["dasm_jax.dasm", "dasm_jax.evaluate"],
     ["dasm_jax.polish"],
+    ["dasm_jax.segment_setup"],
     ["dasm_jax.progress"],
     [
         "dasm_jax.clusters",
         "dasm_jax.coreset",
         "dasm_jax.covering",
+        "dasm_jax.judges",
         "dasm_jax.plan",
         "dasm_jax.pools",
         "dasm_jax.starts",

@@ -17,7 +17,6 @@ from dasm_jax import source
 from dasm_jax.budget import SegmentPlan
 from dasm_jax.checkpoint import differences
 from dasm_jax.clusters import by_clusters
-from dasm_jax.dasm import segment_data, state_like
 from dasm_jax.errors import UserError, printable
 from dasm_jax.experiments.rollback import MOST_HALVINGS
 from dasm_jax.mesh import available_cores
@@ -27,6 +26,7 @@ from dasm_jax.problem import Problem
 from dasm_jax.progress import Snapshot
 from dasm_jax.records import LARGEST_AMOUNT, is_amount
 from dasm_jax.run_log import LogPosition
+from dasm_jax.segment_setup import segment_data, state_like
 from dasm_jax.snapshots import arrays_like, from_arrays, to_arrays
 from dasm_jax.stored_tree import Damaged
 from dasm_jax.types import Params

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import jax
 
 from dasm_jax import host_memory
-from dasm_jax.dasm import PROGRAMS
 from dasm_jax.device_memory import Need
 from dasm_jax.errors import UserError
 from dasm_jax.schema import BatchMethodSettings, Settings
+from dasm_jax.segment_setup import PROGRAMS
 
 MOST_MAPPINGS = 0.5  # taken, so that what a cell compiles fits into the rest
 
